@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The config space of a bound device, as far as stopping and restoring it needs.
+
+use rustix::io::Errno;
+
+use crate::device::Device;
+use crate::error::{CallError, Object};
+use crate::region::RegionIndex;
+
+/// Registers of the type 0 header (PCI Local Bus 3.0, 6.1).
+mod register {
+    pub(super) const COMMAND: u16 = 0x04;
+    pub(super) const STATUS: u16 = 0x06;
+    pub(super) const BAR0: u16 = 0x10;
+    pub(super) const CAPABILITIES: u16 = 0x34;
+}
+
+const STATUS_CAPABILITY_LIST: u16 = 1 << 4;
+const CAPABILITY_POWER_MANAGEMENT: u8 = 0x01;
+/// `PMCSR` within the power management capability, and its power state field (PCI PM 1.2, 3.2.4).
+const PMCSR: u16 = 4;
+const PMCSR_STATE: u16 = 0b11;
+/// Capabilities begin behind the header, on a multiple of four.
+const FIRST_CAPABILITY: u8 = 0x40;
+const MAX_CAPABILITIES: usize = 48;
+const BARS: u16 = 6;
+
+/// Bits of the command register.
+pub mod command {
+    /// I/O space decoding.
+    pub const IO: u16 = 1 << 0;
+    /// Memory space decoding.
+    pub const MEMORY: u16 = 1 << 1;
+    /// Bus mastering: the device's own accesses, DMA and message signalled interrupts.
+    pub const BUS_MASTER: u16 = 1 << 2;
+    /// The interrupt line is held back.
+    pub const INTX_DISABLE: u16 = 1 << 10;
+}
+
+/// A device's config space.
+#[derive(Clone, Copy, Debug)]
+pub struct ConfigSpace<'a> {
+    device: &'a Device,
+}
+
+impl<'a> ConfigSpace<'a> {
+    /// The config space of `device`.
+    pub const fn new(device: &'a Device) -> Self {
+        Self { device }
+    }
+
+    /// The command register.
+    pub fn command(self) -> Result<u16, CallError> {
+        self.read_word(register::COMMAND)
+    }
+
+    /// Stops the device from decoding and from accessing memory, and lets go of its interrupt line's disable bit.
+    pub fn disable_command(self) -> Result<(), CallError> {
+        let active = command::IO | command::MEMORY | command::BUS_MASTER | command::INTX_DISABLE;
+        let value = self.command()?;
+        self.write_word(register::COMMAND, value & !active)
+    }
+
+    /// Brings the device to D0, which a reset needs. A device without power management is there already.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` where it stays in another state.
+    pub fn power_on(self) -> Result<(), CallError> {
+        let Some(capability) = self.find_capability(CAPABILITY_POWER_MANAGEMENT)? else { return Ok(()) };
+        let pmcsr = u16::from(capability) + PMCSR;
+        let value = self.read_word(pmcsr)?;
+        if value & PMCSR_STATE == 0 {
+            return Ok(());
+        }
+        self.write_word(pmcsr, value & !PMCSR_STATE)?;
+        match self.read_word(pmcsr)? & PMCSR_STATE {
+            0 => Ok(()),
+            _ => Err(CallError {
+                call: "pread",
+                object: Object::Device(self.device.address()),
+                errno: Errno::IO,
+            }),
+        }
+    }
+
+    /// Zeroes the base addresses, which the kernel keeps for us across a reset although the device lost them.
+    pub fn clear_bars(self) -> Result<(), CallError> {
+        (0..BARS).try_for_each(|bar| {
+            let register = register::BAR0 + 4 * bar;
+            self.device.write_region(RegionIndex::CONFIG, register.into(), &0_u32.to_le_bytes())
+        })
+    }
+
+    /// Offset of the first capability with this id. A list that leads nowhere ends the search.
+    fn find_capability(self, id: u8) -> Result<Option<u8>, CallError> {
+        if self.read_word(register::STATUS)? & STATUS_CAPABILITY_LIST == 0 {
+            return Ok(None);
+        }
+        let [mut next, _] = self.read_word(register::CAPABILITIES)?.to_le_bytes();
+        for _ in 0..MAX_CAPABILITIES {
+            next &= !0b11;
+            if next < FIRST_CAPABILITY {
+                break;
+            }
+            let [found, following] = self.read_word(next.into())?.to_le_bytes();
+            if found == id {
+                return Ok(Some(next));
+            }
+            next = following;
+        }
+        Ok(None)
+    }
+
+    fn read_word(self, register: u16) -> Result<u16, CallError> {
+        let mut bytes = [0; 2];
+        self.device.read_region(RegionIndex::CONFIG, register.into(), &mut bytes)?;
+        Ok(u16::from_le_bytes(bytes))
+    }
+
+    fn write_word(self, register: u16, value: u16) -> Result<(), CallError> {
+        self.device.write_region(RegionIndex::CONFIG, register.into(), &value.to_le_bytes())
+    }
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! VFIO devices and iommufd address spaces on descriptors that somebody else opened.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`device`] | a VFIO cdev: received, bound, attached, asked |
+//! | [`region`], [`irq`], [`config_space`] | what a bound device consists of |
+//! | [`hot_reset`] | the reset set of a device, and resetting it |
+//! | [`iommufd`], [`ioas`], [`hwpt`] | the context, its address spaces and page tables |
+//! | [`topology`] | what sysfs knows about the functions around a device |
+//! | [`ioctl`] | the number of every request this crate can make, for the sandbox |
+//!
+//! Nothing here opens a device node. Every ioctl is issued by the private module `sys`, which is also the only one
+//! with `unsafe` code.
+
+pub mod config_space;
+pub mod device;
+mod error;
+pub mod hot_reset;
+pub mod hwpt;
+pub mod ioas;
+pub mod ioctl;
+pub mod iommufd;
+pub mod irq;
+pub mod pci_address;
+pub mod region;
+mod sys;
+pub mod topology;
+
+pub use config_space::ConfigSpace;
+pub use device::{Device, DeviceId, DeviceInfo, UnboundDevice};
+pub use error::{CallError, Object};
+pub use hot_reset::{HotReset, HotResetInfo, Ownership};
+pub use hwpt::Hwpt;
+pub use ioas::{Access, Ioas, Iova, IovaRange};
+pub use iommufd::Iommufd;
+pub use irq::{IrqAction, IrqIndex};
+pub use pci_address::PciAddress;
+pub use region::{Region, RegionIndex};
+/// The errno type of every error of this crate.
+pub use rustix::io::Errno;
+pub use topology::{Function, Sysfs};

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Regions of a VFIO PCI device: `VFIO_DEVICE_GET_REGION_INFO`.
+
+use std::ops::Range;
+
+use vfio_bindings::bindings::vfio::{
+    VFIO_REGION_INFO_CAP_SPARSE_MMAP, VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP,
+    VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
+};
+
+/// The number of a region (`VFIO_PCI_*_REGION_INDEX`): 0-5 the BARs, 6 the ROM, 7 the config space, 8 VGA, from 9 on what
+/// a device adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RegionIndex(pub u32);
+
+impl RegionIndex {
+    /// The config space.
+    pub const CONFIG: Self = Self(7);
+}
+
+/// Longest capability list that is believed, in bytes.
+pub(crate) const MAX_INFO_SIZE: u32 = 64 << 10;
+
+/// What the kernel says about a region (`struct vfio_region_info` and its capabilities).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Region {
+    /// `VFIO_REGION_INFO_FLAG_READ`, `_WRITE` and `_MMAP`; nothing else.
+    pub flags: u32,
+    /// In bytes; 0 for a region the device does not have.
+    pub size: u64,
+    /// Where the region begins in the device's file.
+    pub offset: u64,
+    /// Parts that may be mapped, when not the whole region may (`VFIO_REGION_INFO_CAP_SPARSE_MMAP`).
+    pub sparse_areas: Vec<Range<u64>>,
+}
+
+impl Region {
+    /// Whether an access of `count` bytes at `offset` stays within the region.
+    pub fn contains(&self, offset: u64, count: u64) -> bool {
+        offset.checked_add(count).is_some_and(|end| end <= self.size)
+    }
+
+    /// Whether the region can be read.
+    pub const fn is_readable(&self) -> bool {
+        self.flags & VFIO_REGION_INFO_FLAG_READ != 0
+    }
+
+    /// Whether the region can be written.
+    pub const fn is_writable(&self) -> bool {
+        self.flags & VFIO_REGION_INFO_FLAG_WRITE != 0
+    }
+
+    /// Decodes what the kernel wrote; `None` for a malformed answer.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let flags = word(bytes, 4)?;
+        let sparse_areas = if flags & VFIO_REGION_INFO_FLAG_CAPS == 0 {
+            Vec::new()
+        } else {
+            sparse_areas(bytes, word(bytes, 12)?)?
+        };
+        let known = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE | VFIO_REGION_INFO_FLAG_MMAP;
+        Some(Self {
+            flags: flags & known,
+            size: double_word(bytes, 16)?,
+            offset: double_word(bytes, 24)?,
+            sparse_areas,
+        })
+    }
+}
+
+/// Walks the capability list that begins at `next`. Offsets must grow, which bounds the walk by the buffer.
+fn sparse_areas(bytes: &[u8], mut next: u32) -> Option<Vec<Range<u64>>> {
+    const HEADER: u32 = 8;
+    let mut areas = Vec::new();
+    while next != 0 {
+        let here = next;
+        let id = u32::from(u16::from_ne_bytes(chunk(bytes, here)?));
+        next = word(bytes, here.checked_add(4)?)?;
+        if next != 0 && next < here.checked_add(HEADER)? {
+            return None;
+        }
+        if id == VFIO_REGION_INFO_CAP_SPARSE_MMAP {
+            areas.extend(areas_of(bytes, here.checked_add(HEADER)?)?);
+        }
+    }
+    Some(areas)
+}
+
+/// The body of a sparse-mmap capability: count, reserved, then offset and size of each area.
+fn areas_of(bytes: &[u8], start: u32) -> Option<Vec<Range<u64>>> {
+    let count = word(bytes, start)?;
+    (0..count)
+        .map(|number| {
+            let entry = start.checked_add(8)?.checked_add(number.checked_mul(16)?)?;
+            let offset = double_word(bytes, entry)?;
+            let size = double_word(bytes, entry.checked_add(8)?)?;
+            Some(offset..offset.checked_add(size)?)
+        })
+        .collect()
+}
+
+fn word(bytes: &[u8], offset: u32) -> Option<u32> {
+    chunk(bytes, offset).map(u32::from_ne_bytes)
+}
+
+fn double_word(bytes: &[u8], offset: u32) -> Option<u64> {
+    chunk(bytes, offset).map(u64::from_ne_bytes)
+}
+
+fn chunk<const N: usize>(bytes: &[u8], offset: u32) -> Option<[u8; N]> {
+    bytes.get(usize::try_from(offset).ok()?..)?.first_chunk().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn info(flags: u32, capabilities: u32) -> Vec<u8> {
+        let mut bytes: Vec<u8> = [0, flags, 0, capabilities].into_iter().flat_map(u32::to_ne_bytes).collect();
+        bytes.extend([0x4000_u64, 1 << 40].into_iter().flat_map(u64::to_ne_bytes));
+        bytes
+    }
+
+    fn capability(id: u16, next: u32, body: &[u64]) -> Vec<u8> {
+        let mut bytes = id.to_ne_bytes().to_vec();
+        bytes.extend(1_u16.to_ne_bytes());
+        bytes.extend(next.to_ne_bytes());
+        bytes.extend(body.iter().flat_map(|value| value.to_ne_bytes()));
+        bytes
+    }
+
+    #[test]
+    fn a_plain_region_has_no_sparse_areas() {
+        let region = Region::decode(&info(7, 0)).unwrap();
+        assert_eq!(region, Region { flags: 7, size: 0x4000, offset: 1 << 40, sparse_areas: vec![] });
+    }
+
+    #[test]
+    fn sparse_areas_are_found_behind_an_unknown_capability() {
+        let mut bytes = info(0xf, 32);
+        bytes.extend(capability(9, 40, &[]));
+        bytes.extend(capability(1, 0, &[2, 0, 0x1000, 0x2000, 0x800]));
+        assert_eq!(Region::decode(&bytes).unwrap().sparse_areas, [0..0x1000, 0x2000..0x2800]);
+    }
+
+    #[test]
+    fn a_capability_list_that_loops_is_malformed() {
+        let mut bytes = info(0xf, 32);
+        bytes.extend(capability(9, 32, &[]));
+        assert_eq!(Region::decode(&bytes), None);
+    }
+
+    #[test]
+    fn an_access_that_wraps_around_is_outside() {
+        let region = Region { size: 0x1000, ..Region::default() };
+        assert!(region.contains(0xffc, 4));
+        assert!(!region.contains(0xffd, 4));
+        assert!(!region.contains(u64::MAX, 2));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let _ = Region::decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What sysfs knows: which function a descriptor is, which group and driver a function has, who its siblings are.
+//!
+//! A [`Sysfs`] is one directory descriptor, opened once. Everything is read below it, so a sandbox needs to allow no
+//! path but that.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::pci_address::PciAddress;
+
+/// Longest sysfs attribute that is read, in bytes.
+const MAX_ATTRIBUTE: usize = 4096;
+
+/// The mounted sysfs.
+#[derive(Debug)]
+pub struct Sysfs {
+    root: OwnedFd,
+}
+
+/// What a device number stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceNumber {
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+}
+
+/// Who drives a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// Nobody.
+    None,
+    /// A VFIO driver, with the name of the function's cdev (`vfio3`).
+    Vfio {
+        /// `vfio-pci` or a variant driver.
+        name: String,
+        /// The cdev's name below `/dev/vfio/devices`.
+        device: String,
+    },
+    /// Any other driver.
+    Kernel(String),
+}
+
+/// A PCI function as sysfs shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// Where it is.
+    pub address: PciAddress,
+    /// PCI vendor id.
+    pub vendor: u16,
+    /// PCI device id.
+    pub device: u16,
+    /// Class code, 24 bits.
+    pub class: u32,
+    /// Config header type without the multi-function bit: 0 an endpoint, 1 a bridge.
+    pub header_type: u8,
+    /// IOMMU group; `None` where there is none.
+    pub iommu_group: Option<u32>,
+    /// Who drives it.
+    pub driver: Driver,
+    /// Whether it is an SR-IOV virtual function.
+    pub is_virtual: bool,
+}
+
+impl Sysfs {
+    /// Opens `/sys`.
+    pub fn open() -> Result<Self, Errno> {
+        Self::open_at(Path::new("/sys"))
+    }
+
+    /// Opens a tree of the same shape as `/sys`.
+    pub fn open_at(root: &Path) -> Result<Self, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self { root: fs::openat(fs::CWD, root, flags, Mode::empty())? })
+    }
+
+    /// The device number behind a character device's descriptor; `None` for any other kind of file.
+    ///
+    /// # Errors
+    ///
+    /// The errno of `fstat`.
+    pub fn character_device(fd: BorrowedFd<'_>) -> Result<Option<DeviceNumber>, Errno> {
+        let stat = fs::fstat(fd)?;
+        let is_character_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+        Ok(is_character_device
+            .then(|| DeviceNumber { major: fs::major(stat.st_rdev), minor: fs::minor(stat.st_rdev) }))
+    }
+
+    /// Whether a device number is `/dev/iommu`'s.
+    pub fn is_iommufd(&self, number: DeviceNumber) -> bool {
+        let expected = format!("{}:{}", number.major, number.minor);
+        self.attribute("class/misc/iommu/dev").is_ok_and(|found| found == expected)
+    }
+
+    /// The PCI function a VFIO cdev belongs to.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` where the number is not a VFIO cdev's, or its parent is not a PCI function.
+    pub fn function_of_cdev(&self, number: DeviceNumber) -> Result<PciAddress, Errno> {
+        let directory = format!("dev/char/{}:{}", number.major, number.minor);
+        let subsystem = self.link_target(&format!("{directory}/subsystem"))?;
+        if subsystem != "vfio-dev" {
+            return Err(Errno::NODEV);
+        }
+        self.link_target(&format!("{directory}/device"))?.parse().map_err(|_| Errno::NODEV)
+    }
+
+    /// Everything this crate asks sysfs about a function.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` where there is no such function (any more).
+    pub fn function(&self, address: PciAddress) -> Result<Function, Errno> {
+        let directory = format!("bus/pci/devices/{address}");
+        Ok(Function {
+            address,
+            vendor: self.hexadecimal(&directory, "vendor")?,
+            device: self.hexadecimal(&directory, "device")?,
+            class: self.hexadecimal(&directory, "class")?,
+            header_type: self.header_type(&directory)?,
+            iommu_group: self.iommu_group(&directory)?,
+            driver: self.driver(&directory)?,
+            is_virtual: self.exists(&format!("{directory}/physfn")),
+        })
+    }
+
+    /// The other functions of a function's IOMMU group.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` where the function has no group.
+    pub fn group_siblings(&self, address: PciAddress) -> Result<Vec<PciAddress>, Errno> {
+        let members = self.directory(&format!("bus/pci/devices/{address}/iommu_group/devices"))?;
+        Ok(members.iter().filter_map(|name| name.parse().ok()).filter(|member| *member != address).collect())
+    }
+
+    /// Whether interrupts are remapped, as the name of any interrupt controller in use shows (`IR-…`).
+    pub fn has_interrupt_remapping(&self) -> bool {
+        let interrupts = self.directory("kernel/irq").unwrap_or_default();
+        interrupts.iter().any(|number| {
+            self.attribute(&format!("kernel/irq/{number}/chip_name"))
+                .is_ok_and(|name| name.starts_with("IR-"))
+        })
+    }
+
+    fn driver(&self, directory: &str) -> Result<Driver, Errno> {
+        let name = match self.link_target(&format!("{directory}/driver")) {
+            Ok(name) => name,
+            Err(Errno::NOENT) => return Ok(Driver::None),
+            Err(errno) => return Err(errno),
+        };
+        let cdevs = self.directory(&format!("{directory}/vfio-dev")).unwrap_or_default();
+        Ok(match cdevs.into_iter().next() {
+            Some(device) => Driver::Vfio { name, device },
+            None => Driver::Kernel(name),
+        })
+    }
+
+    fn iommu_group(&self, directory: &str) -> Result<Option<u32>, Errno> {
+        match self.link_target(&format!("{directory}/iommu_group")) {
+            Ok(group) => group.parse().map(Some).map_err(|_| Errno::INVAL),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Byte 0x0e of the config header, which sysfs shows to everybody.
+    fn header_type(&self, directory: &str) -> Result<u8, Errno> {
+        let file = self.open_file(&format!("{directory}/config"))?;
+        let mut byte = [0];
+        match rustix::io::pread(&file, &mut byte, 0x0e)? {
+            1 => Ok(byte[0] & 0x7f),
+            _ => Err(Errno::IO),
+        }
+    }
+
+    fn hexadecimal<T: TryFrom<u32>>(&self, directory: &str, name: &str) -> Result<T, Errno> {
+        let text = self.attribute(&format!("{directory}/{name}"))?;
+        let digits = text.strip_prefix("0x").ok_or(Errno::INVAL)?;
+        let value = u32::from_str_radix(digits, 16).map_err(|_| Errno::INVAL)?;
+        value.try_into().map_err(|_| Errno::INVAL)
+    }
+
+    fn attribute(&self, path: &str) -> Result<String, Errno> {
+        let file = self.open_file(path)?;
+        let mut bytes = [0; MAX_ATTRIBUTE];
+        let length = rustix::io::read(&file, &mut bytes)?;
+        let text =
+            bytes.get(..length).and_then(|bytes| std::str::from_utf8(bytes).ok()).ok_or(Errno::INVAL)?;
+        Ok(text.trim_end().to_owned())
+    }
+
+    fn link_target(&self, path: &str) -> Result<String, Errno> {
+        let target = fs::readlinkat(&self.root, path, Vec::new())?;
+        let target = target.to_str().map_err(|_| Errno::INVAL)?;
+        Ok(target.rsplit('/').next().unwrap_or(target).to_owned())
+    }
+
+    fn directory(&self, path: &str) -> Result<Vec<String>, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = fs::openat(&self.root, path, flags, Mode::empty())?;
+        let mut names = Vec::new();
+        for entry in fs::Dir::new(directory)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if !name.starts_with('.') {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn exists(&self, path: &str) -> bool {
+        fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    fn open_file(&self, path: &str) -> Result<OwnedFd, Errno> {
+        fs::openat(&self.root, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{create_dir_all, write};
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A tree with two functions of one group: one on vfio-pci, one without a driver.
+    fn tree() -> (tempfile::TempDir, Sysfs) {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        for function in ["0000:01:00.0", "0000:01:00.1"] {
+            let directory = path(&format!("bus/pci/devices/{function}"));
+            create_dir_all(&directory).unwrap();
+            for (name, value) in [("vendor", "0x1234\n"), ("device", "0x11e8\n"), ("class", "0x00ff00\n")] {
+                write(directory.join(name), value).unwrap();
+            }
+            let mut config = [0; 64];
+            config[0x0e] = 0x80;
+            write(directory.join("config"), config).unwrap();
+            symlink("../../../../kernel/iommu_groups/5", directory.join("iommu_group")).unwrap();
+            create_dir_all(path(&format!("kernel/iommu_groups/5/devices/{function}"))).unwrap();
+        }
+        let first = path("bus/pci/devices/0000:01:00.0");
+        symlink("../../drivers/vfio-pci", first.join("driver")).unwrap();
+        create_dir_all(first.join("vfio-dev/vfio3")).unwrap();
+        create_dir_all(path("dev/char/511:3")).unwrap();
+        symlink("../../../class/vfio-dev", path("dev/char/511:3/subsystem")).unwrap();
+        symlink("../../0000:01:00.0", path("dev/char/511:3/device")).unwrap();
+        create_dir_all(path("class/misc/iommu")).unwrap();
+        write(path("class/misc/iommu/dev"), "10:123\n").unwrap();
+        let sysfs = Sysfs::open_at(root.path()).unwrap();
+        (root, sysfs)
+    }
+
+    fn address(text: &str) -> PciAddress {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_cdev_leads_to_its_function() {
+        let (_root, sysfs) = tree();
+        let found = sysfs.function_of_cdev(DeviceNumber { major: 511, minor: 3 });
+        assert_eq!(found, Ok(address("0000:01:00.0")));
+    }
+
+    #[test]
+    fn an_unknown_device_number_is_no_cdev() {
+        let (_root, sysfs) = tree();
+        assert_eq!(sysfs.function_of_cdev(DeviceNumber { major: 1, minor: 3 }), Err(Errno::NOENT));
+    }
+
+    #[test]
+    fn the_iommufd_is_known_by_its_number() {
+        let (_root, sysfs) = tree();
+        assert!(sysfs.is_iommufd(DeviceNumber { major: 10, minor: 123 }));
+        assert!(!sysfs.is_iommufd(DeviceNumber { major: 10, minor: 232 }));
+    }
+
+    #[test]
+    fn a_function_is_described_with_group_and_driver() {
+        let (_root, sysfs) = tree();
+        let function = sysfs.function(address("0000:01:00.0")).unwrap();
+        let expected = Function {
+            address: address("0000:01:00.0"),
+            vendor: 0x1234,
+            device: 0x11e8,
+            class: 0x00_ff00,
+            header_type: 0,
+            iommu_group: Some(5),
+            driver: Driver::Vfio { name: "vfio-pci".into(), device: "vfio3".into() },
+            is_virtual: false,
+        };
+        assert_eq!(function, expected);
+        assert_eq!(sysfs.function(address("0000:01:00.1")).unwrap().driver, Driver::None);
+    }
+
+    #[test]
+    fn siblings_are_the_rest_of_the_group() {
+        let (_root, sysfs) = tree();
+        assert_eq!(sysfs.group_siblings(address("0000:01:00.0")), Ok(vec![address("0000:01:00.1")]));
+    }
+
+    #[test]
+    fn interrupt_remapping_shows_in_a_controllers_name() {
+        let (root, sysfs) = tree();
+        assert!(!sysfs.has_interrupt_remapping());
+        create_dir_all(root.path().join("kernel/irq/24")).unwrap();
+        write(root.path().join("kernel/irq/24/chip_name"), "IR-PCI-MSI-0000:00:1f.2\n").unwrap();
+        assert!(sysfs.has_interrupt_remapping());
+    }
+
+    #[test]
+    fn only_a_character_device_has_a_number() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let expected = DeviceNumber { major: 1, minor: 3 };
+        assert_eq!(Sysfs::character_device(null.as_fd()), Ok(Some(expected)));
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(Sysfs::character_device(file.as_fd()), Ok(None));
+    }
+}
