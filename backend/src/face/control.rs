@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The control face: handover, memory, reset groups and resets, in vhost-user framing with the VFIO extension.
+
+use std::os::fd::OwnedFd;
+
+use protocol::extension::{Cookie, Face, LastFailure, MAX_MEMORY_SLOTS, SetIommufdReply, VersionReply};
+use protocol::features::{ProtocolFeatures, VirtioFeatures};
+use protocol::request::BackedRegion;
+use protocol::vhost_user::MemoryRegion;
+use protocol::{ControlReply, ControlRequest, RequestNumber};
+
+use super::socket::FaceSocket;
+use crate::device::DataFace;
+use crate::failure::Failure;
+use crate::machine::{Answer, ConnectionId, Machine, Owner, ResetOrigin};
+use crate::memory_table::{self, GuestAddress, MemoryTable};
+use crate::worker::Job;
+
+/// What a request leads to.
+#[derive(Debug)]
+pub enum Step {
+    /// The answer.
+    Reply(ControlReply),
+    /// Something that takes its time; the answer is that of [`ControlSession::answer`].
+    Job(Job),
+    /// A data face for the device; the answer is [`ControlReply::Done`] once it is set up.
+    Serve(Cookie, FaceSocket),
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Negotiation {
+    /// The extension is not there yet.
+    Base,
+    /// Protocol feature bit 62 is acknowledged: `VERSION` may come.
+    FeatureAcknowledged,
+    /// Everything may come.
+    Extension,
+}
+
+/// One control connection.
+#[derive(Debug)]
+pub struct ControlSession {
+    owner: Owner,
+    negotiation: Negotiation,
+    acknowledged: ProtocolFeatures,
+    last_failure: Option<LastFailure>,
+}
+
+impl ControlSession {
+    /// A fresh connection.
+    pub fn new(connection: ConnectionId) -> Self {
+        Self {
+            owner: Owner::Connection(connection),
+            negotiation: Negotiation::Base,
+            acknowledged: ProtocolFeatures::default(),
+            last_failure: None,
+        }
+    }
+
+    /// Whether a request needs what a job in flight may have taken along, so that it has to wait for that.
+    pub const fn has_to_wait(request: &ControlRequest) -> bool {
+        !matches!(
+            request,
+            ControlRequest::GetFeatures
+                | ControlRequest::SetFeatures(_)
+                | ControlRequest::SetOwner
+                | ControlRequest::GetProtocolFeatures
+                | ControlRequest::SetProtocolFeatures(_)
+                | ControlRequest::GetMaxMemorySlots
+                | ControlRequest::Version { .. }
+                | ControlRequest::GetDeviceInfo(_)
+                //LIST | ControlRequest::ListDevices
+                | ControlRequest::LastFailure
+        )
+    }
+
+    /// Whether a base request is to be acknowledged.
+    pub fn acknowledges(&self, needs_reply: bool) -> bool {
+        needs_reply && self.acknowledged.contains(ProtocolFeatures::REPLY_ACK)
+    }
+
+    /// Carries a request out, or begins to.
+    pub fn handle(&mut self, request: ControlRequest, machine: &mut Machine) -> Result<Step, Failure> {
+        let owner = self.owner;
+        let reply = match request {
+            ControlRequest::GetFeatures => ControlReply::Features(VirtioFeatures::OFFERED),
+            ControlRequest::SetFeatures(features) => accept_features(features)?,
+            ControlRequest::SetOwner => ControlReply::Done,
+            ControlRequest::GetProtocolFeatures => ControlReply::ProtocolFeatures(ProtocolFeatures::OFFERED),
+            ControlRequest::SetProtocolFeatures(features) => self.acknowledge(features)?,
+            ControlRequest::GetMaxMemorySlots => ControlReply::MaxMemorySlots(MAX_MEMORY_SLOTS.into()),
+            ControlRequest::SetMemoryTable(regions) => {
+                let regions = regions.into_iter().map(accept_region).collect::<Result<Vec<_>, _>>()?;
+                return machine.change_memory(owner, |_| MemoryTable::from_regions(regions)).map(Step::Job);
+            }
+            ControlRequest::AddMemoryRegion(region) => {
+                let region = accept_region(region)?;
+                return machine.change_memory(owner, |table| table.with(region)).map(Step::Job);
+            }
+            ControlRequest::RemoveMemoryRegion(MemoryRegion { guest_address, size, .. }) => {
+                let address = GuestAddress(guest_address);
+                return machine.change_memory(owner, |table| table.without(address, size)).map(Step::Job);
+            }
+            ControlRequest::Version { minor } => self.negotiate_version(minor),
+            ControlRequest::LastFailure => ControlReply::LastFailure(self.last_failure.clone()),
+            ControlRequest::SetIommufd { iommufd, ioas } => {
+                let kernel_features = machine.set_iommufd(owner, iommufd, ioas)?;
+                ControlReply::Iommufd(SetIommufdReply { kernel_features })
+            }
+            ControlRequest::AddDevice { cookie, device } => {
+                return machine.add_device(owner, cookie, device).map(Step::Job);
+            }
+            ControlRequest::Serve { cookie, face, socket } => {
+                return accept_face(cookie, face, socket, machine).map(|socket| Step::Serve(cookie, socket));
+            }
+            ControlRequest::RemoveDevice(cookie) => {
+                return machine.remove_device(owner, cookie).map(Step::Job);
+            }
+            //LIST ControlRequest::ListDevices => ControlReply::Devices(machine.cookies().collect()),
+            ControlRequest::GetDeviceInfo(cookie) => ControlReply::Device(machine.device_info(cookie)?),
+            ControlRequest::GetResetGroup { cookie, first_row, max_rows } => {
+                ControlReply::ResetGroup(machine.reset_group(cookie, first_row, max_rows)?)
+            }
+            ControlRequest::Reset { cookie, method, deadline } => {
+                return machine.reset(cookie, method, deadline, ResetOrigin::Control).map(Step::Job);
+            }
+        };
+        Ok(Step::Reply(reply))
+    }
+
+    /// Whether the request may come now.
+    ///
+    /// # Errors
+    ///
+    /// It belongs to the extension, and that has not been negotiated.
+    pub fn check_order(&self, request: RequestNumber) -> Result<(), Failure> {
+        let allowed = match self.negotiation {
+            Negotiation::Base => !request.is_extension(),
+            Negotiation::FeatureAcknowledged => {
+                !request.is_extension()
+                    || matches!(request, RequestNumber::VERSION | RequestNumber::LAST_FAILURE)
+            }
+            Negotiation::Extension => true,
+        };
+        if allowed { Ok(()) } else { Err(Failure::not_negotiated(request)) }
+    }
+
+    /// Remembers a refusal for `LAST_FAILURE`.
+    pub fn note(&mut self, request: RequestNumber, reply: &ControlReply) {
+        if let ControlReply::Refused { errno, failure } = reply {
+            self.last_failure = Some(LastFailure { request, errno: *errno, failure: failure.clone() });
+        }
+    }
+
+    fn acknowledge(&mut self, features: ProtocolFeatures) -> Result<ControlReply, Failure> {
+        offered(features.0, ProtocolFeatures::OFFERED.0)?;
+        self.acknowledged = features;
+        self.negotiation = if features.contains(ProtocolFeatures::VFIO) {
+            Negotiation::FeatureAcknowledged
+        } else {
+            Negotiation::Base
+        };
+        Ok(ControlReply::Done)
+    }
+
+    fn negotiate_version(&mut self, minor: u16) -> ControlReply {
+        self.negotiation = Negotiation::Extension;
+        ControlReply::Version(VersionReply::to(minor))
+    }
+}
+
+/// What a finished job is to the client that asked for it.
+impl From<Answer> for ControlReply {
+    fn from(answer: Answer) -> Self {
+        match answer {
+            Answer::DeviceAdded(info) => Self::Device(info),
+            Answer::Done => Self::Done,
+            Answer::Reset(report) => Self::Reset(report),
+        }
+    }
+}
+
+fn accept_features(features: VirtioFeatures) -> Result<ControlReply, Failure> {
+    offered(features.0, VirtioFeatures::OFFERED.0).map(|()| ControlReply::Done)
+}
+
+fn offered(bits: u64, offered: u64) -> Result<(), Failure> {
+    let others = bits & !offered;
+    if others == 0 { Ok(()) } else { Err(Failure::feature_not_offered(others)) }
+}
+
+fn accept_region(BackedRegion { region, file }: BackedRegion) -> Result<memory_table::MemoryRegion, Failure> {
+    memory_table::MemoryRegion::new(GuestAddress(region.guest_address), region.size, region.offset, file)
+}
+
+fn accept_face(
+    cookie: Cookie,
+    face: Face,
+    socket: OwnedFd,
+    machine: &Machine,
+) -> Result<FaceSocket, Failure> {
+    let device = machine.device(cookie)?;
+    if face == Face::VhostUser {
+        return Err(Failure::no_vhost_user_face());
+    }
+    if device.face != DataFace::None {
+        return Err(Failure::already_served(device.function.address));
+    }
+    FaceSocket::from_fd(socket)
+}

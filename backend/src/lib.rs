@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The device server: connections → faces → [`machine::Machine`] → the `vfio` crate, and back.
+
+pub mod address_space;
+pub mod device;
+pub mod face;
+pub mod failure;
+pub mod logger;
+pub mod machine;
+pub mod memory_table;
+pub mod reset;
+pub mod server;
+pub mod worker;

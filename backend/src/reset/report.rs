@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The reset group as a person or a management program sees it: who is in it, what blocks it, what to do.
+
+use protocol::extension::{self as wire, GroupReason, Name, ResetGroupRow, RowFlags, RowReason};
+use vfio::hot_reset::AffectedFunction;
+use vfio::topology::Driver;
+use vfio::{Function, Ownership, PciAddress, Sysfs};
+
+use super::group::ResetGroup;
+
+/// Config header type of a bridge; shown as unknown where sysfs is silent.
+const HEADER_TYPE_BRIDGE: u8 = 1;
+const HEADER_TYPE_UNKNOWN: u32 = 255;
+
+/// Why the group can or cannot be reset, without a look at its rows.
+pub const fn group_reason(group: &ResetGroup) -> GroupReason {
+    match group {
+        ResetGroup::None => GroupReason::NoReset,
+        ResetGroup::Functions(info) if info.all_owned => GroupReason::Available,
+        ResetGroup::Functions(_) => GroupReason::Blocked,
+    }
+}
+
+/// One function of the group, with what sysfs adds to the kernel's answer.
+pub fn row(affected: &AffectedFunction, cookie: Option<wire::Cookie>, sysfs: &Sysfs) -> ResetGroupRow {
+    let function = sysfs.function(affected.address).ok();
+    let (vfio_device, driver) = driver_names(function.as_ref());
+    ResetGroupRow {
+        address: wire_address(affected.address),
+        ownership: match affected.ownership {
+            Ownership::Bound(_) => wire::Ownership::Ours,
+            Ownership::Implied => wire::Ownership::Implied,
+            Ownership::NotOwned => wire::Ownership::Blocking,
+        },
+        cookie: cookie.unwrap_or(wire::Cookie(0)),
+        flags: if cookie.is_some() { RowFlags::HAS_COOKIE } else { RowFlags::default() },
+        iommu_group: wire_group(function.as_ref().and_then(|function| function.iommu_group)),
+        reason: row_reason(affected.ownership, function.as_ref()),
+        header_type: function.as_ref().map_or(HEADER_TYPE_UNKNOWN, |function| function.header_type.into()),
+        vfio_device: Name::new(vfio_device),
+        driver: Name::new(driver),
+    }
+}
+
+/// Why a function blocks. The kernel only says that it does; what it is bound to says why.
+fn row_reason(ownership: Ownership, function: Option<&Function>) -> RowReason {
+    if ownership != Ownership::NotOwned {
+        return RowReason::None;
+    }
+    let Some(function) = function else { return RowReason::Unknown };
+    match &function.driver {
+        _ if function.header_type == HEADER_TYPE_BRIDGE => RowReason::Bridge,
+        _ if function.is_virtual => RowReason::OtherScope,
+        Driver::None => RowReason::NoDriver,
+        Driver::Kernel(_) => RowReason::KernelDriver,
+        Driver::Vfio { .. } => RowReason::NotOurs,
+    }
+}
+
+/// What to do about a row that blocks, in one sentence that names the command; empty for one that does not.
+pub fn remedy(row: &ResetGroupRow) -> String {
+    let address = row.address;
+    let bind = format!(
+        "echo vfio-pci > /sys/bus/pci/devices/{address}/driver_override; echo {address} > /sys/bus/pci/drivers_probe"
+    );
+    match row.reason {
+        RowReason::None => String::new(),
+        RowReason::NoDriver => format!("Bind {address} to vfio-pci ({bind}) and hand it over too"),
+        RowReason::KernelDriver => format!(
+            "Take {address} from {} (echo {address} > /sys/bus/pci/devices/{address}/driver/unbind), \
+             bind it to vfio-pci ({bind}) and hand it over too",
+            row.driver.as_str()
+        ),
+        RowReason::NotOurs => {
+            let device = row.vfio_device.as_str();
+            format!(
+                "Hand /dev/vfio/devices/{device} over too; if it is in use, stop that first (fuser -v /dev/vfio/devices/{device})"
+            )
+        }
+        RowReason::Bridge => {
+            format!("Nothing helps as long as the bridge {address} is in the scope: use a function reset")
+        }
+        RowReason::OtherScope => {
+            format!(
+                "Disable the virtual functions (echo 0 > sriov_numvfs of the physical function of {address})"
+            )
+        }
+        RowReason::Unknown => format!("Look at {address} with lspci -vks {address}"),
+    }
+}
+
+/// The address in the protocol's form.
+pub const fn wire_address(address: PciAddress) -> wire::PciAddress {
+    wire::PciAddress { segment: address.segment(), bus: address.bus(), devfn: address.devfn() }
+}
+
+/// The group in the protocol's form.
+pub fn wire_group(group: Option<u32>) -> wire::IommuGroup {
+    group.map_or(wire::IommuGroup::NONE, wire::IommuGroup)
+}
+
+/// Name of the cdev and of the driver, empty where there is none.
+pub fn driver_names(function: Option<&Function>) -> (&str, &str) {
+    match function.map(|function| &function.driver) {
+        None | Some(Driver::None) => ("", ""),
+        Some(Driver::Kernel(name)) => ("", name),
+        Some(Driver::Vfio { name, device }) => (device, name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn function(header_type: u8, driver: Driver, is_virtual: bool) -> Function {
+        let address = PciAddress::from_devfn(0, 1, 1);
+        Function {
+            address,
+            vendor: 0x8086,
+            device: 0x10c9,
+            class: 0x02_0000,
+            header_type,
+            iommu_group: Some(7),
+            driver,
+            is_virtual,
+        }
+    }
+
+    fn vfio_driver() -> Driver {
+        Driver::Vfio { name: "vfio-pci".into(), device: "vfio1".into() }
+    }
+
+    #[test]
+    fn each_kind_of_blocker_has_its_reason() {
+        let cases = [
+            (function(0, Driver::None, false), RowReason::NoDriver),
+            (function(0, Driver::Kernel("igb".into()), false), RowReason::KernelDriver),
+            (function(0, vfio_driver(), false), RowReason::NotOurs),
+            (function(0, vfio_driver(), true), RowReason::OtherScope),
+            (function(1, Driver::Kernel("pcieport".into()), false), RowReason::Bridge),
+        ];
+        for (function, reason) in cases {
+            assert_eq!(row_reason(Ownership::NotOwned, Some(&function)), reason);
+        }
+        assert_eq!(row_reason(Ownership::NotOwned, None), RowReason::Unknown);
+    }
+
+    #[test]
+    fn what_does_not_block_has_no_reason() {
+        let function = function(0, Driver::Kernel("igb".into()), false);
+        assert_eq!(row_reason(Ownership::Implied, Some(&function)), RowReason::None);
+    }
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The loop's part of the control face: receive a request, hand it to the session, send the reply.
+
+use protocol::extension::Failure as Sentences;
+use protocol::{ControlReply, ControlRequest, Frame, ReceiveError, RequestNumber, VhostUserHeader};
+
+use super::poller::Token;
+use super::{Asker, ControlPeer, Endpoint, Server};
+use crate::face::control::{ControlSession, Step};
+use crate::failure::Failure;
+use crate::machine::ConnectionId;
+
+impl Server {
+    /// Something has come, or there is room to send.
+    pub(super) fn control_ready(&mut self, token: Token, mut peer: ControlPeer) {
+        match peer.receive() {
+            Ok(None) => self.keep_control(token, peer),
+            Ok(Some(frame)) => self.receive_control(token, peer, frame),
+            Err(error) => self.break_control(token, peer, &error),
+        }
+    }
+
+    fn receive_control(&mut self, token: Token, peer: ControlPeer, frame: Frame<VhostUserHeader>) {
+        let header = frame.header;
+        if let Err(failure) = peer.session.check_order(header.request) {
+            return self.reply_control(token, peer, header, &failure.into());
+        }
+        match ControlRequest::parse(frame) {
+            Ok(request) => self.start_control(token, peer, header, request),
+            Err(error) => {
+                let refused = ControlReply::Refused { errno: error.errno(), failure: error.failure() };
+                self.reply_control(token, peer, header, &refused);
+            }
+        }
+    }
+
+    /// Carries a request out, unless it has to wait for the job in flight.
+    pub(super) fn start_control(
+        &mut self,
+        token: Token,
+        mut peer: ControlPeer,
+        header: VhostUserHeader,
+        request: ControlRequest,
+    ) {
+        if self.in_flight.is_some() && ControlSession::has_to_wait(&request) {
+            peer.held = Some((header, request));
+            self.waiting.push_back(token);
+            return self.keep_control(token, peer);
+        }
+        let reply = match peer.session.handle(request, &mut self.machine) {
+            Ok(Step::Reply(reply)) => reply,
+            Ok(Step::Job(job)) => {
+                self.close_faces_of_removed();
+                peer.is_served_by_job = true;
+                self.submit(job, Asker::Control(token, header));
+                return self.keep_control(token, peer);
+            }
+            Ok(Step::Serve(cookie, socket)) => match self.serve_device(cookie, socket) {
+                Ok(()) => ControlReply::Done,
+                Err(error) => Failure::face_not_set_up(&error).into(),
+            },
+            Err(failure) => failure.into(),
+        };
+        self.reply_control(token, peer, header, &reply);
+    }
+
+    /// Answers a request, if it is to be answered.
+    pub(super) fn reply_control(
+        &mut self,
+        token: Token,
+        mut peer: ControlPeer,
+        header: VhostUserHeader,
+        reply: &ControlReply,
+    ) {
+        let request = header.request;
+        if let ControlReply::Refused { errno, failure } = reply {
+            log::warn!(
+                "event=refused connection={} request={request} errno={errno} reason=\"{failure}\"",
+                token.0
+            );
+        }
+        peer.session.note(request, reply);
+        let is_answered = request.is_always_answered() || peer.session.acknowledges(header.needs_reply());
+        if is_answered && peer.send(VhostUserHeader::reply(request), &reply.encode(request)).is_err() {
+            return self.close_control(token);
+        }
+        self.keep_control(token, peer);
+    }
+
+    /// Puts a client back into the table, with the poller looking out for what it can do next.
+    pub(super) fn keep_control(&mut self, token: Token, mut peer: ControlPeer) {
+        match peer.watch(&self.poller, token) {
+            Ok(()) => drop(self.endpoints.insert(token, Endpoint::Control(peer))),
+            Err(errno) => {
+                log::error!("event=watch-failed connection={} errno={errno}", token.0);
+                self.close_control(token);
+            }
+        }
+    }
+
+    /// Ends a connection on which no further message can be understood, after saying why.
+    pub(super) fn break_control(&mut self, token: Token, mut peer: ControlPeer, error: &ReceiveError) {
+        if !matches!(error, ReceiveError::Closed) {
+            let failure = Sentences::from(error);
+            log::warn!("event=connection-broken connection={} reason=\"{failure}\"", token.0);
+            let request = peer.partial_header().map_or(RequestNumber::NONE, |header| header.request);
+            // The peer may be gone: then there is nobody to tell.
+            let _ = peer.send(VhostUserHeader::reply(request), &failure.refusal(error.errno()));
+        }
+        self.close_control(token);
+    }
+
+    /// What a closed connection handed over is withdrawn as soon as the job in flight allows.
+    fn close_control(&mut self, token: Token) {
+        log::info!("event=control-closed connection={}", token.0);
+        self.withdrawals.push_back(ConnectionId(token.0));
+    }
+}

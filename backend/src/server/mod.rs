@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The loop: one thread that waits for messages and finished jobs, and hands each to the face it belongs to.
+
+mod control;
+pub mod peer;
+pub mod poller;
+mod vfio_user;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Instant;
+
+use protocol::extension::Cookie;
+use protocol::vfio_user::{Reply, Request as VfioUserRequest, VfioUserHeader};
+use protocol::{ControlReply, ControlRequest, ReceiveError, VhostUserHeader};
+
+use self::peer::Peer;
+use self::poller::{Interest, Poller, Token};
+use crate::device::DataFace;
+use crate::face::control::ControlSession;
+use crate::face::socket::FaceSocket;
+use crate::face::vfio_user::VfioUserSession;
+use crate::failure::Failure;
+use crate::machine::{Answer, ConnectionId, Machine};
+use crate::worker::{Job, Worker};
+
+type ControlPeer = Peer<VhostUserHeader, ControlSession, (VhostUserHeader, ControlRequest)>;
+type VfioUserPeer = Peer<VfioUserHeader, VfioUserSession, (VfioUserHeader, VfioUserRequest)>;
+
+/// Everything the loop waits for.
+#[derive(Debug)]
+enum Endpoint {
+    ControlListener(UnixListener),
+    Control(ControlPeer),
+    FaceListener(Cookie, UnixListener),
+    VfioUser(VfioUserPeer),
+    /// Readable when a job has finished.
+    Worker,
+    /// Readable when the process shall end.
+    Termination(UnixStream),
+}
+
+/// Who gets the answer of the job in flight.
+#[derive(Clone, Copy, Debug)]
+enum Asker {
+    Control(Token, VhostUserHeader),
+    VfioUser(Token, VfioUserHeader),
+    /// It was nobody's request.
+    Nobody,
+}
+
+/// The server process.
+#[derive(Debug)]
+pub struct Server {
+    poller: Poller,
+    machine: Machine,
+    worker: Worker,
+    endpoints: BTreeMap<Token, Endpoint>,
+    next_token: u64,
+    in_flight: Option<Asker>,
+    /// Control connections that are gone, and what they handed over is not yet.
+    withdrawals: VecDeque<ConnectionId>,
+    /// Clients whose request waits for the job in flight.
+    waiting: VecDeque<Token>,
+    /// The connection with which the process ends.
+    lifeline: Option<Token>,
+    is_terminated: bool,
+}
+
+impl Server {
+    /// A server without clients.
+    pub fn new(machine: Machine) -> io::Result<Self> {
+        let mut server = Self {
+            poller: Poller::new()?,
+            machine,
+            worker: Worker::start()?,
+            endpoints: BTreeMap::new(),
+            next_token: 0,
+            in_flight: None,
+            withdrawals: VecDeque::new(),
+            waiting: VecDeque::new(),
+            lifeline: None,
+            is_terminated: false,
+        };
+        let token = server.new_token();
+        server.poller.watch(server.worker.ready(), token, Interest::Nothing, Interest::Read)?;
+        server.endpoints.insert(token, Endpoint::Worker);
+        Ok(server)
+    }
+
+    /// Ends when `signal` becomes readable.
+    pub fn end_on(&mut self, signal: UnixStream) -> io::Result<()> {
+        let token = self.new_token();
+        self.poller.watch(&signal, token, Interest::Nothing, Interest::Read)?;
+        self.endpoints.insert(token, Endpoint::Termination(signal));
+        Ok(())
+    }
+
+    /// Serves the control face. With a connected socket the process ends when its peer is gone.
+    pub fn serve_control(&mut self, socket: FaceSocket) -> io::Result<()> {
+        match socket {
+            FaceSocket::Listening(listener) => self.listen(listener, Endpoint::ControlListener),
+            FaceSocket::Connected(stream) => {
+                self.lifeline = Some(self.add_control(stream));
+                Ok(())
+            }
+        }
+    }
+
+    /// Serves a device's vfio-user face.
+    pub fn serve_device(&mut self, cookie: Cookie, socket: FaceSocket) -> io::Result<()> {
+        match socket {
+            FaceSocket::Listening(listener) => {
+                self.machine.set_face(cookie, DataFace::Listening);
+                self.listen(listener, |listener| Endpoint::FaceListener(cookie, listener))
+            }
+            FaceSocket::Connected(stream) => {
+                self.add_vfio_user(cookie, stream);
+                Ok(())
+            }
+        }
+    }
+
+    /// Runs a job before the first message: a device of the command line.
+    pub fn run_job(&mut self, job: Job) -> Result<(), Failure> {
+        self.submit(job, Asker::Nobody);
+        let completion = self.worker.wait();
+        self.in_flight = None;
+        completion.map_or(Ok(()), |completion| self.machine.finish(completion).map(drop))
+    }
+
+    /// What the faces act on.
+    pub const fn machine(&mut self) -> &mut Machine {
+        &mut self.machine
+    }
+
+    /// Serves until the process shall end, then releases everything.
+    pub fn run(mut self) -> io::Result<()> {
+        while !self.is_done() {
+            let timeout = self.deadlines().min().map(|at| at.saturating_duration_since(Instant::now()));
+            for token in self.poller.wait(timeout)? {
+                self.handle_event(token);
+            }
+            self.close_overdue();
+            self.proceed();
+        }
+        if self.in_flight.take().is_some()
+            && let Some(completion) = self.worker.wait()
+        {
+            // Nobody is left to be told.
+            let _ = self.machine.finish(completion);
+        }
+        let farewell = self.machine.dissolve();
+        self.run_job(farewell).map_err(io::Error::other)
+    }
+
+    /// With the lifeline gone, its withdrawal is waited for.
+    fn is_done(&self) -> bool {
+        let lifeline_is_cut = self.lifeline.is_some_and(|token| !self.endpoints.contains_key(&token));
+        self.is_terminated || lifeline_is_cut && self.in_flight.is_none() && self.withdrawals.is_empty()
+    }
+
+    /// An endpoint leaves the table while it is served, and comes back if it stays.
+    fn handle_event(&mut self, token: Token) {
+        let Some(endpoint) = self.endpoints.remove(&token) else { return };
+        match endpoint {
+            Endpoint::ControlListener(listener) => {
+                if let Some(stream) = accept(&listener) {
+                    self.add_control(stream);
+                }
+                self.endpoints.insert(token, Endpoint::ControlListener(listener));
+            }
+            Endpoint::FaceListener(cookie, listener) => {
+                if let Some(stream) = accept(&listener) {
+                    self.add_vfio_user(cookie, stream);
+                }
+                self.endpoints.insert(token, Endpoint::FaceListener(cookie, listener));
+            }
+            Endpoint::Control(peer) => self.control_ready(token, peer),
+            Endpoint::VfioUser(peer) => self.vfio_user_ready(token, peer),
+            Endpoint::Worker => {
+                self.endpoints.insert(token, Endpoint::Worker);
+                while let Some(completion) = self.worker.completion() {
+                    let answer = self.machine.finish(completion);
+                    self.deliver(answer);
+                }
+            }
+            Endpoint::Termination(signal) => {
+                drop(signal);
+                self.is_terminated = true;
+            }
+        }
+    }
+
+    fn add_control(&mut self, stream: UnixStream) -> Token {
+        let token = self.new_token();
+        log::info!("event=control-connected connection={}", token.0);
+        self.keep_control(token, Peer::new(stream, ControlSession::new(ConnectionId(token.0))));
+        token
+    }
+
+    /// One client at a time: a second one finds the connection closed.
+    fn add_vfio_user(&mut self, cookie: Cookie, stream: UnixStream) {
+        if self.machine.device(cookie).is_ok_and(|device| device.face == DataFace::Connected) {
+            log::warn!("event=second-client-refused cookie={:#x}", cookie.0);
+            return;
+        }
+        let token = self.new_token();
+        log::info!("event=vfio-user-connected connection={} cookie={:#x}", token.0, cookie.0);
+        self.machine.set_face(cookie, DataFace::Connected);
+        self.keep_vfio_user(token, Peer::new(stream, VfioUserSession::new(cookie)));
+    }
+
+    fn listen(
+        &mut self,
+        listener: UnixListener,
+        endpoint: impl FnOnce(UnixListener) -> Endpoint,
+    ) -> io::Result<()> {
+        let token = self.new_token();
+        self.poller.watch(&listener, token, Interest::Nothing, Interest::Read)?;
+        self.endpoints.insert(token, endpoint(listener));
+        Ok(())
+    }
+
+    fn new_token(&mut self) -> Token {
+        self.next_token += 1;
+        Token(self.next_token)
+    }
+
+    /// Hands a job to the worker. The one before must have finished.
+    fn submit(&mut self, job: Job, asker: Asker) {
+        self.in_flight = Some(asker);
+        if let Err(error) = self.worker.submit(job) {
+            log::error!("event=worker-lost reason=\"{error}\"");
+            self.is_terminated = true;
+        }
+    }
+
+    /// Gives the answer of the finished job to whoever asked, if they are still there.
+    fn deliver(&mut self, answer: Result<Answer, Failure>) {
+        match self.in_flight.take() {
+            Some(Asker::Control(token, header)) => {
+                if let Some(Endpoint::Control(mut peer)) = self.endpoints.remove(&token) {
+                    peer.is_served_by_job = false;
+                    let reply = answer.map_or_else(ControlReply::from, ControlReply::from);
+                    self.reply_control(token, peer, header, &reply);
+                }
+            }
+            Some(Asker::VfioUser(token, header)) => {
+                if let Some(Endpoint::VfioUser(mut peer)) = self.endpoints.remove(&token) {
+                    peer.is_served_by_job = false;
+                    self.reply_vfio_user(token, peer, header, answer.map(|_| Reply::Done));
+                }
+            }
+            Some(Asker::Nobody) | None => {
+                if let Err(failure) = answer {
+                    log::error!("event=job-failed reason=\"{failure}\"");
+                }
+            }
+        }
+    }
+
+    /// Does what waited for the job that has finished: first what closed connections leave behind, then requests.
+    fn proceed(&mut self) {
+        while self.in_flight.is_none() {
+            if let Some(connection) = self.withdrawals.pop_front() {
+                if let Some(job) = self.machine.withdraw(connection) {
+                    self.close_faces_of_removed();
+                    self.submit(job, Asker::Nobody);
+                }
+            } else if let Some(token) = self.waiting.pop_front() {
+                self.resume(token);
+            } else {
+                break;
+            }
+        }
+    }
+
+    fn resume(&mut self, token: Token) {
+        match self.endpoints.remove(&token) {
+            Some(Endpoint::Control(mut peer)) => match peer.held.take() {
+                Some((header, request)) => self.start_control(token, peer, header, request),
+                None => self.keep_control(token, peer),
+            },
+            Some(Endpoint::VfioUser(mut peer)) => match peer.held.take() {
+                Some((header, request)) => self.start_vfio_user(token, peer, header, request),
+                None => self.keep_vfio_user(token, peer),
+            },
+            Some(other) => drop(self.endpoints.insert(token, other)),
+            None => {}
+        }
+    }
+
+    /// Data faces do not outlive their device.
+    fn close_faces_of_removed(&mut self) {
+        let machine = &self.machine;
+        self.endpoints.retain(|_, endpoint| match endpoint {
+            Endpoint::FaceListener(cookie, _) => machine.device(*cookie).is_ok(),
+            Endpoint::VfioUser(peer) => machine.device(peer.session.cookie()).is_ok(),
+            _ => true,
+        });
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = Instant> {
+        self.endpoints.values().filter_map(|endpoint| match endpoint {
+            Endpoint::Control(peer) => peer.deadline(),
+            Endpoint::VfioUser(peer) => peer.deadline(),
+            _ => None,
+        })
+    }
+
+    /// Closes connections on which a message was begun and not finished.
+    fn close_overdue(&mut self) {
+        let now = Instant::now();
+        let is_overdue = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        let overdue: Vec<_> = self
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| match endpoint {
+                Endpoint::Control(peer) => is_overdue(peer.deadline()),
+                Endpoint::VfioUser(peer) => is_overdue(peer.deadline()),
+                _ => false,
+            })
+            .map(|(token, _)| *token)
+            .collect();
+        for token in overdue {
+            match self.endpoints.remove(&token) {
+                Some(Endpoint::Control(peer)) => self.break_control(token, peer, &ReceiveError::TimedOut),
+                Some(Endpoint::VfioUser(peer)) => self.close_vfio_user(token, &peer, &ReceiveError::TimedOut),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The next client of a listening socket, if it is still there.
+fn accept(listener: &UnixListener) -> Option<UnixStream> {
+    match listener.accept() {
+        Ok((stream, _)) => Some(stream),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        Err(error) => {
+            log::warn!("event=accept-failed reason=\"{error}\"");
+            None
+        }
+    }
+}

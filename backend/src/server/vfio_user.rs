@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The loop's part of the vfio-user face: receive a command, hand it to the session, send the reply.
+
+use protocol::vfio_user::{Reply, Request, VfioUserHeader};
+use protocol::{Frame, ReceiveError};
+
+use super::poller::Token;
+use super::{Asker, Endpoint, Server, VfioUserPeer};
+use crate::device::DataFace;
+use crate::face::vfio_user::Step;
+use crate::failure::Failure;
+
+impl Server {
+    /// Something has come, or there is room to send.
+    pub(super) fn vfio_user_ready(&mut self, token: Token, mut peer: VfioUserPeer) {
+        match peer.receive() {
+            Ok(None) => self.keep_vfio_user(token, peer),
+            Ok(Some(frame)) => self.receive_vfio_user(token, peer, frame),
+            Err(error) => self.close_vfio_user(token, &peer, &error),
+        }
+    }
+
+    fn receive_vfio_user(&mut self, token: Token, peer: VfioUserPeer, frame: Frame<VfioUserHeader>) {
+        let header = frame.header;
+        match Request::parse(frame) {
+            Ok(request) => self.start_vfio_user(token, peer, header, request),
+            Err(error) => self.reply_vfio_user(token, peer, header, Err(Failure::vfio_user(&error))),
+        }
+    }
+
+    /// Carries a command out, unless the job in flight works on the device, or the command would need a job itself.
+    pub(super) fn start_vfio_user(
+        &mut self,
+        token: Token,
+        mut peer: VfioUserPeer,
+        header: VfioUserHeader,
+        request: Request,
+    ) {
+        let is_held = self.machine.is_held(peer.session.cookie());
+        if self.in_flight.is_some() && (is_held || matches!(request, Request::DeviceReset)) {
+            peer.held = Some((header, request));
+            self.waiting.push_back(token);
+            return self.keep_vfio_user(token, peer);
+        }
+        match peer.session.handle(request, &mut self.machine) {
+            Ok(Step::Reply(reply)) => self.reply_vfio_user(token, peer, header, Ok(reply)),
+            Ok(Step::Job(job)) => {
+                peer.is_served_by_job = true;
+                self.submit(job, Asker::VfioUser(token, header));
+                self.keep_vfio_user(token, peer);
+            }
+            Err(failure) => self.reply_vfio_user(token, peer, header, Err(failure)),
+        }
+    }
+
+    /// Answers a command, unless its sender does not want that.
+    pub(super) fn reply_vfio_user(
+        &mut self,
+        token: Token,
+        mut peer: VfioUserPeer,
+        header: VfioUserHeader,
+        outcome: Result<Reply, Failure>,
+    ) {
+        let (header_of_reply, body) = match outcome {
+            Ok(reply) => (header.reply(), reply.encode()),
+            Err(failure) => {
+                log::warn!(
+                    "event=refused connection={} command={} reason=\"{failure}\"",
+                    token.0,
+                    header.command
+                );
+                (header.error_reply(failure.errno), Vec::new())
+            }
+        };
+        if !header.wants_no_reply() && peer.send(header_of_reply, &body).is_err() {
+            return self.close_vfio_user(token, &peer, &ReceiveError::Closed);
+        }
+        self.keep_vfio_user(token, peer);
+    }
+
+    /// Puts a client back into the table, with the poller looking out for what it can do next.
+    pub(super) fn keep_vfio_user(&mut self, token: Token, mut peer: VfioUserPeer) {
+        match peer.watch(&self.poller, token) {
+            Ok(()) => drop(self.endpoints.insert(token, Endpoint::VfioUser(peer))),
+            Err(errno) => {
+                log::error!("event=watch-failed connection={} errno={errno}", token.0);
+                self.close_vfio_user(token, &peer, &ReceiveError::Io(errno));
+            }
+        }
+    }
+
+    /// The client is gone, or cannot be understood: its device is stopped, and may have another client.
+    pub(super) fn close_vfio_user(&mut self, token: Token, peer: &VfioUserPeer, error: &ReceiveError) {
+        let cookie = peer.session.cookie();
+        log::info!("event=vfio-user-closed connection={} cookie={:#x} reason=\"{error}\"", token.0, cookie.0);
+        let is_listening = self
+            .endpoints
+            .values()
+            .any(|endpoint| matches!(endpoint, Endpoint::FaceListener(served, _) if *served == cookie));
+        self.machine.set_face(cookie, if is_listening { DataFace::Listening } else { DataFace::None });
+    }
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The thread for calls that may take long: binding, pinning memory, resetting, releasing. One job at a time.
+//!
+//! A job owns what it works on; the machine gets it back with the completion.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use protocol::extension::Cookie;
+use rustix::event::{EventfdFlags, eventfd};
+use vfio::{Device, Function, Sysfs, UnboundDevice};
+
+use crate::address_space::AddressSpace;
+use crate::device::Quiescer;
+use crate::failure::Failure;
+use crate::machine::Owner;
+use crate::memory_table::MemoryTable;
+use crate::reset::order::{ResetOrder, ResetResult};
+
+/// Something that may block.
+#[derive(Debug)]
+pub enum Job {
+    /// Bind a device and attach it; maps the memory if it is the first one.
+    AddDevice {
+        /// The frontend's name for it.
+        cookie: Cookie,
+        /// Who hands it over.
+        owner: Owner,
+        /// What was handed over.
+        device: UnboundDevice,
+        /// Where it is attached.
+        address_space: AddressSpace,
+        /// For the reasons of a refused bind.
+        sysfs: Arc<Sysfs>,
+    },
+    /// Stop devices and release them.
+    Release {
+        /// Which.
+        devices: Vec<Quiescer>,
+        /// What becomes of the memory that they saw.
+        address_space: ReleasedSpace,
+    },
+    /// Map and unmap guest memory.
+    ChangeMemory {
+        /// Where.
+        address_space: AddressSpace,
+        /// What shall be mapped in the end.
+        next: MemoryTable,
+    },
+    /// Reset a device, and those that are reset with it.
+    Reset(ResetOrder),
+}
+
+/// What becomes of an address space when devices are released.
+#[derive(Debug)]
+pub enum ReleasedSpace {
+    /// It is not concerned.
+    Untouched,
+    /// Its memory is unmapped.
+    Emptied(AddressSpace),
+    /// It goes, with page tables and mappings.
+    Dissolved(AddressSpace),
+}
+
+/// What came of a job.
+#[derive(Debug)]
+pub enum Completion {
+    /// Of [`Job::AddDevice`].
+    DeviceAdded {
+        /// The frontend's name for it.
+        cookie: Cookie,
+        /// Who handed it over.
+        owner: Owner,
+        /// The device, or why there is none.
+        outcome: Result<(Device, Function), Failure>,
+        /// Back from the job.
+        address_space: AddressSpace,
+    },
+    /// Of [`Job::Release`]; the address space comes back unless it was dissolved or not concerned.
+    Released(Option<AddressSpace>),
+    /// Of [`Job::ChangeMemory`].
+    MemoryChanged {
+        /// Whether the new table is in force; if not, the old one is.
+        outcome: Result<(), Failure>,
+        /// Back from the job.
+        address_space: AddressSpace,
+    },
+    /// Of [`Job::Reset`].
+    Reset(ResetResult),
+}
+
+impl Job {
+    fn run(self) -> Completion {
+        match self {
+            Self::AddDevice { cookie, owner, device, mut address_space, sysfs } => {
+                let outcome = add_device(device, &mut address_space, &sysfs);
+                Completion::DeviceAdded { cookie, owner, outcome, address_space }
+            }
+            Self::Release { devices, address_space } => {
+                devices.iter().for_each(Quiescer::retire);
+                drop(devices);
+                Completion::Released(release(address_space))
+            }
+            Self::ChangeMemory { mut address_space, next } => {
+                let outcome = address_space.change(next);
+                Completion::MemoryChanged { outcome, address_space }
+            }
+            Self::Reset(order) => Completion::Reset(order.carry_out()),
+        }
+    }
+}
+
+fn add_device(
+    device: UnboundDevice,
+    address_space: &mut AddressSpace,
+    sysfs: &Sysfs,
+) -> Result<(Device, Function), Failure> {
+    let function = sysfs.function(device.address()).map_err(|_| Failure::not_a_vfio_device())?;
+    let device = device.bind(address_space.iommufd(), sysfs).map_err(Failure::bind)?;
+    address_space.attach(&device)?;
+    Ok((device, function))
+}
+
+fn release(address_space: ReleasedSpace) -> Option<AddressSpace> {
+    match address_space {
+        ReleasedSpace::Untouched | ReleasedSpace::Dissolved(_) => None,
+        ReleasedSpace::Emptied(mut address_space) => {
+            if let Err(failure) = address_space.change(MemoryTable::default()) {
+                log::error!("event=memory-not-released reason=\"{failure}\"");
+            }
+            Some(address_space)
+        }
+    }
+}
+
+/// The worker thread's near end. The thread ends when this is dropped and its last job is done.
+#[derive(Debug)]
+pub struct Worker {
+    jobs: Sender<Job>,
+    completions: Receiver<Completion>,
+    ready: Arc<OwnedFd>,
+}
+
+impl Worker {
+    /// Starts the thread.
+    pub fn start() -> io::Result<Self> {
+        let ready = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (jobs, incoming) = channel::<Job>();
+        let (outgoing, completions) = channel();
+        let signal = Arc::clone(&ready);
+        thread::Builder::new().name("worker".into()).spawn(move || {
+            for job in incoming {
+                if outgoing.send(job.run()).is_err()
+                    || rustix::io::write(&*signal, &1_u64.to_ne_bytes()).is_err()
+                {
+                    break;
+                }
+            }
+        })?;
+        Ok(Self { jobs, completions, ready })
+    }
+
+    /// Hands a job over.
+    ///
+    /// # Errors
+    ///
+    /// The thread is gone, which only a bug could bring about.
+    pub fn submit(&self, job: Job) -> io::Result<()> {
+        self.jobs.send(job).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+    }
+
+    /// A finished job, if there is one.
+    pub fn completion(&self) -> Option<Completion> {
+        let mut count = [0; 8];
+        // Not readable is all right: the channel tells.
+        let _ = rustix::io::read(&*self.ready, &mut count);
+        self.completions.try_recv().ok()
+    }
+
+    /// Waits for the job in flight.
+    pub fn wait(&self) -> Option<Completion> {
+        self.completions.recv().ok()
+    }
+
+    /// Readable when a job has finished.
+    pub fn ready(&self) -> BorrowedFd<'_> {
+        self.ready.as_fd()
+    }
+}
