@@ -71,7 +71,7 @@ impl ControlSession {
                 | ControlRequest::GetMaxMemorySlots
                 | ControlRequest::Version { .. }
                 | ControlRequest::GetDeviceInfo(_)
-                //LIST | ControlRequest::ListDevices
+                | ControlRequest::ListDevices
                 | ControlRequest::LastFailure
         )
     }
@@ -118,7 +118,7 @@ impl ControlSession {
             ControlRequest::RemoveDevice(cookie) => {
                 return machine.remove_device(owner, cookie).map(Step::Job);
             }
-            //LIST ControlRequest::ListDevices => ControlReply::Devices(machine.cookies().collect()),
+            ControlRequest::ListDevices => ControlReply::Devices(machine.cookies().collect()),
             ControlRequest::GetDeviceInfo(cookie) => ControlReply::Device(machine.device_info(cookie)?),
             ControlRequest::GetResetGroup { cookie, first_row, max_rows } => {
                 ControlReply::ResetGroup(machine.reset_group(cookie, first_row, max_rows)?)

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Wire types and codec of an out-of-process VFIO device server, and blocking clients for both ends' tests and for VMMs.
+//!
+//! Nothing here knows what a device is or asks the kernel for more than a socket: bytes and descriptors come in, typed
+//! requests go out, and back. `docs/protocol.md` is the specification.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`frame`], [`connection`] | the framed socket under both protocols: a header, a body, descriptors; nothing blocks |
+//! | [`header`], [`request_number`], [`features`] | vhost-user framing of the control face |
+//! | [`request`], [`request_error`], [`reply`] | the control face's requests and replies, typed |
+//! | [`vhost_user`] | payloads of the base requests |
+//! | [`extension`] | payloads of the VFIO extension: handover, reset groups, resets, failures |
+//! | [`client`] | the control face's client |
+//! | [`vfio_user`] | the vfio-user data face: header, commands, replies, client |
+
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod connection;
+pub mod extension;
+pub mod features;
+pub mod frame;
+pub mod header;
+pub mod reply;
+pub mod request;
+pub mod request_error;
+pub mod request_number;
+pub mod vfio_user;
+pub mod vhost_user;
+
+pub use client::{ClientError, ControlClient};
+pub use connection::{Connection, ReceiveError, SendError};
+pub use frame::{Descriptors, Endpoint, Frame, Header};
+pub use header::VhostUserHeader;
+pub use reply::ControlReply;
+pub use request::ControlRequest;
+pub use request_error::RequestError;
+pub use request_number::RequestNumber;

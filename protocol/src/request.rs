@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The control face's requests, typed: what a frame asks for once everything in it was checked that can be checked
+//! without knowing the server's state.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use zerocopy::FromBytes;
+
+use crate::extension::{
+    AddDeviceRequest, Cookie, CookieRequest, Face, IoasChoice, MAJOR, ResetGroupRequest, ResetMethod,
+    ResetRequest, ServeRequest, SetIommufdRequest, VersionRequest,
+};
+use crate::features::{ProtocolFeatures, VirtioFeatures};
+use crate::frame::{Descriptors, Frame};
+use crate::header::VhostUserHeader;
+use crate::request_error::RequestError;
+use crate::request_number::RequestNumber;
+use crate::vhost_user::{MAX_TABLE_REGIONS, MemoryRegion, MemoryTableHeader, SingleMemoryRegion};
+
+/// A region of guest memory together with the file that backs it.
+#[derive(Debug)]
+pub struct BackedRegion {
+    /// Where it is.
+    pub region: MemoryRegion,
+    /// What it is; nothing is known about this descriptor yet.
+    pub file: OwnedFd,
+}
+
+/// What a client asks for on the control face. Descriptors are only counted, not yet looked at.
+#[derive(Debug)]
+pub enum ControlRequest {
+    /// `GET_FEATURES`.
+    GetFeatures,
+    /// `SET_FEATURES`; may have bits that were not offered.
+    SetFeatures(VirtioFeatures),
+    /// `SET_OWNER`.
+    SetOwner,
+    /// `GET_PROTOCOL_FEATURES`.
+    GetProtocolFeatures,
+    /// `SET_PROTOCOL_FEATURES`; may have bits that were not offered.
+    SetProtocolFeatures(ProtocolFeatures),
+    /// `GET_MAX_MEM_SLOTS`.
+    GetMaxMemorySlots,
+    /// `SET_MEM_TABLE`: at most 8 regions, none to empty the table. They may overlap.
+    SetMemoryTable(Vec<BackedRegion>),
+    /// `ADD_MEM_REG`.
+    AddMemoryRegion(BackedRegion),
+    /// `REM_MEM_REG`.
+    RemoveMemoryRegion(MemoryRegion),
+    /// `VERSION` with our major version and the client's newest minor one.
+    Version {
+        /// The client's newest minor version.
+        minor: u16,
+    },
+    /// `SET_IOMMUFD`.
+    SetIommufd {
+        /// The iommufd.
+        iommufd: OwnedFd,
+        /// Which address space of it to use.
+        ioas: IoasChoice,
+    },
+    /// `ADD_DEVICE`.
+    AddDevice {
+        /// The client's name for the device.
+        cookie: Cookie,
+        /// The VFIO character device.
+        device: OwnedFd,
+    },
+    /// `SERVE`.
+    Serve {
+        /// Which device.
+        cookie: Cookie,
+        /// With which protocol.
+        face: Face,
+        /// On which listening or connected socket.
+        socket: OwnedFd,
+    },
+    /// `REMOVE_DEVICE`.
+    RemoveDevice(Cookie),
+    /// `GET_DEVICE_INFO`.
+    GetDeviceInfo(Cookie),
+    /// `GET_RESET_GROUP`.
+    GetResetGroup {
+        /// Which device's group.
+        cookie: Cookie,
+        /// The first row wanted.
+        first_row: u32,
+        /// Most rows wanted.
+        max_rows: u32,
+    },
+    /// `RESET`.
+    Reset {
+        /// Which device.
+        cookie: Cookie,
+        /// How; `None` leaves it to the server.
+        method: Option<ResetMethod>,
+        /// How long it may take; `None` leaves it to the server.
+        deadline: Option<Duration>,
+    },
+    /// `LAST_FAILURE`.
+    LastFailure,
+    /// `LIST_DEVICES`.
+    ListDevices,
+}
+
+impl ControlRequest {
+    /// Reads a request. Descriptors that come with one that is refused are closed.
+    pub fn parse(frame: Frame<VhostUserHeader>) -> Result<Self, RequestError> {
+        let mut message = Message::new(frame)?;
+        if message.request.is_extension() { message.parse_extension() } else { message.parse_base() }
+    }
+}
+
+/// How many descriptors (least, most) may come with `request`; `None` if there is no such request.
+///
+/// `REM_MEM_REG` needs none, but some frontends send the region's file again.
+fn descriptors_allowed(request: RequestNumber) -> Option<(usize, usize)> {
+    match request {
+        RequestNumber::NONE => None,
+        RequestNumber::SET_MEM_TABLE => Some((0, MAX_TABLE_REGIONS)),
+        RequestNumber::REM_MEM_REG => Some((0, 1)),
+        RequestNumber::ADD_MEM_REG
+        | RequestNumber::SET_IOMMUFD
+        | RequestNumber::ADD_DEVICE
+        | RequestNumber::SERVE => Some((1, 1)),
+        other => other.name().map(|_| (0, 0)),
+    }
+}
+
+/// A request of known number whose descriptors are as many as it may have.
+struct Message {
+    request: RequestNumber,
+    body: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Message {
+    fn new(frame: Frame<VhostUserHeader>) -> Result<Self, RequestError> {
+        let request = frame.header.request;
+        let Descriptors::Complete(descriptors) = frame.descriptors else {
+            return Err(RequestError::TooManyDescriptors { request });
+        };
+        let (least, most) = descriptors_allowed(request).ok_or(RequestError::Unknown { request })?;
+        if !(least..=most).contains(&descriptors.len()) {
+            return Err(RequestError::Descriptors { request, expected: most, actual: descriptors.len() });
+        }
+        Ok(Self { request, body: frame.body, descriptors })
+    }
+
+    fn parse_base(&mut self) -> Result<ControlRequest, RequestError> {
+        Ok(match self.request {
+            RequestNumber::GET_FEATURES => self.empty(ControlRequest::GetFeatures)?,
+            RequestNumber::SET_FEATURES => ControlRequest::SetFeatures(self.payload()?),
+            RequestNumber::SET_OWNER => self.empty(ControlRequest::SetOwner)?,
+            RequestNumber::SET_MEM_TABLE => ControlRequest::SetMemoryTable(self.memory_table()?),
+            RequestNumber::GET_PROTOCOL_FEATURES => self.empty(ControlRequest::GetProtocolFeatures)?,
+            RequestNumber::SET_PROTOCOL_FEATURES => ControlRequest::SetProtocolFeatures(self.payload()?),
+            RequestNumber::GET_MAX_MEM_SLOTS => self.empty(ControlRequest::GetMaxMemorySlots)?,
+            RequestNumber::ADD_MEM_REG => {
+                let SingleMemoryRegion { region, .. } = self.payload()?;
+                self.check_region(region)?;
+                ControlRequest::AddMemoryRegion(BackedRegion { region, file: self.descriptor()? })
+            }
+            RequestNumber::REM_MEM_REG => {
+                let SingleMemoryRegion { region, .. } = self.payload()?;
+                self.check_region(region)?;
+                ControlRequest::RemoveMemoryRegion(region)
+            }
+            request => return Err(RequestError::Unknown { request }),
+        })
+    }
+
+    fn parse_extension(&mut self) -> Result<ControlRequest, RequestError> {
+        Ok(match self.request {
+            RequestNumber::VERSION => self.version()?,
+            RequestNumber::SET_IOMMUFD => {
+                let ioas = self.ioas_choice()?;
+                ControlRequest::SetIommufd { iommufd: self.descriptor()?, ioas }
+            }
+            RequestNumber::ADD_DEVICE => {
+                let AddDeviceRequest { cookie, flags, reserved } = self.payload()?;
+                self.check(flags == 0, "flags", flags)?;
+                self.check(reserved == 0, "reserved", reserved)?;
+                ControlRequest::AddDevice { cookie, device: self.descriptor()? }
+            }
+            RequestNumber::SERVE => {
+                let ServeRequest { cookie, face, flags } = self.payload()?;
+                self.check(flags == 0, "flags", flags)?;
+                let face = Face::try_from(face).map_err(|_| self.bad_field("face", face))?;
+                ControlRequest::Serve { cookie, face, socket: self.descriptor()? }
+            }
+            RequestNumber::REMOVE_DEVICE => {
+                let CookieRequest { cookie } = self.payload()?;
+                ControlRequest::RemoveDevice(cookie)
+            }
+            RequestNumber::GET_DEVICE_INFO => {
+                let CookieRequest { cookie } = self.payload()?;
+                ControlRequest::GetDeviceInfo(cookie)
+            }
+            RequestNumber::GET_RESET_GROUP => {
+                let ResetGroupRequest { cookie, first_row, max_rows } = self.payload()?;
+                ControlRequest::GetResetGroup { cookie, first_row, max_rows }
+            }
+            RequestNumber::RESET => self.reset()?,
+            RequestNumber::LAST_FAILURE => self.empty(ControlRequest::LastFailure)?,
+            RequestNumber::LIST_DEVICES => self.empty(ControlRequest::ListDevices)?,
+            request => return Err(RequestError::Unknown { request }),
+        })
+    }
+
+    fn version(&self) -> Result<ControlRequest, RequestError> {
+        let VersionRequest { major, minor, flags } = self.payload()?;
+        if major != MAJOR {
+            return Err(RequestError::Major { major });
+        }
+        self.check(flags == 0, "flags", flags)?;
+        Ok(ControlRequest::Version { minor })
+    }
+
+    fn ioas_choice(&self) -> Result<IoasChoice, RequestError> {
+        let SetIommufdRequest { flags, ioas } = self.payload()?;
+        match flags {
+            0 if ioas == 0 => Ok(IoasChoice::Allocate),
+            0 => Err(self.bad_field("ioas", ioas)),
+            SetIommufdRequest::ADOPT_IOAS => Ok(IoasChoice::Adopt(ioas)),
+            _ => Err(self.bad_field("flags", flags)),
+        }
+    }
+
+    fn reset(&self) -> Result<ControlRequest, RequestError> {
+        let ResetRequest { cookie, method, deadline_ms } = self.payload()?;
+        let method = match method {
+            0 => None,
+            number => Some(ResetMethod::try_from(number).map_err(|_| self.bad_field("method", number))?),
+        };
+        let deadline = (deadline_ms != 0).then(|| Duration::from_millis(deadline_ms.into()));
+        Ok(ControlRequest::Reset { cookie, method, deadline })
+    }
+
+    fn memory_table(&mut self) -> Result<Vec<BackedRegion>, RequestError> {
+        const HEADER: usize = size_of::<MemoryTableHeader>();
+        const REGION: usize = size_of::<MemoryRegion>();
+
+        let (MemoryTableHeader { count: number, .. }, regions) =
+            MemoryTableHeader::read_from_prefix(&self.body).map_err(|_| self.bad_size(HEADER))?;
+        let count = usize::try_from(number).unwrap_or(usize::MAX);
+        self.check(count <= MAX_TABLE_REGIONS, "count", number)?;
+        if regions.len() != count * REGION {
+            return Err(self.bad_size(HEADER + count * REGION));
+        }
+        if self.descriptors.len() != count {
+            let actual = self.descriptors.len();
+            return Err(RequestError::Descriptors { request: self.request, expected: count, actual });
+        }
+        let mut table = Vec::with_capacity(count);
+        for region in regions.chunks(REGION) {
+            let region = MemoryRegion::read_from_bytes(region).map_err(|_| self.bad_size(HEADER + REGION))?;
+            self.check_region(region)?;
+            table.push(region);
+        }
+        let files = std::mem::take(&mut self.descriptors);
+        Ok(table.into_iter().zip(files).map(|(region, file)| BackedRegion { region, file }).collect())
+    }
+
+    /// The body as a `T`, which it must fill exactly.
+    fn payload<T: FromBytes>(&self) -> Result<T, RequestError> {
+        T::read_from_bytes(&self.body).map_err(|_| self.bad_size(size_of::<T>()))
+    }
+
+    /// `request`, which has no body.
+    fn empty(&self, request: ControlRequest) -> Result<ControlRequest, RequestError> {
+        if self.body.is_empty() { Ok(request) } else { Err(self.bad_size(0)) }
+    }
+
+    /// The one descriptor that came.
+    fn descriptor(&mut self) -> Result<OwnedFd, RequestError> {
+        let request = self.request;
+        self.descriptors.pop().ok_or(RequestError::Descriptors { request, expected: 1, actual: 0 })
+    }
+
+    fn check(&self, good: bool, field: &'static str, value: u32) -> Result<(), RequestError> {
+        if good { Ok(()) } else { Err(self.bad_field(field, value)) }
+    }
+
+    fn check_region(&self, region: MemoryRegion) -> Result<(), RequestError> {
+        let request = self.request;
+        if region.is_valid() { Ok(()) } else { Err(RequestError::Region { request, region }) }
+    }
+
+    fn bad_field(&self, field: &'static str, value: u32) -> RequestError {
+        RequestError::Field { request: self.request, field, value }
+    }
+
+    fn bad_size(&self, expected: usize) -> RequestError {
+        RequestError::Size { request: self.request, expected, actual: self.body.len() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+use std::collections::HashSet;
+use std::fs::File;
+
+use proptest::prelude::*;
+use rustix::io::Errno;
+use zerocopy::IntoBytes;
+
+use super::*;
+use crate::frame::Header;
+
+/// Every request of the protocol with a payload of zeroes of the right size and the descriptors it takes.
+const WELL_FORMED: [(RequestNumber, usize, usize); 18] = [
+    (RequestNumber::GET_FEATURES, 0, 0),
+    (RequestNumber::SET_FEATURES, 8, 0),
+    (RequestNumber::SET_OWNER, 0, 0),
+    (RequestNumber::SET_MEM_TABLE, 8, 0),
+    (RequestNumber::GET_PROTOCOL_FEATURES, 0, 0),
+    (RequestNumber::SET_PROTOCOL_FEATURES, 8, 0),
+    (RequestNumber::GET_MAX_MEM_SLOTS, 0, 0),
+    (RequestNumber::ADD_MEM_REG, 40, 1),
+    (RequestNumber::REM_MEM_REG, 40, 0),
+    (RequestNumber::VERSION, 8, 0),
+    (RequestNumber::SET_IOMMUFD, 8, 1),
+    (RequestNumber::ADD_DEVICE, 16, 1),
+    (RequestNumber::SERVE, 16, 1),
+    (RequestNumber::REMOVE_DEVICE, 8, 0),
+    (RequestNumber::GET_DEVICE_INFO, 8, 0),
+    (RequestNumber::GET_RESET_GROUP, 16, 0),
+    (RequestNumber::RESET, 16, 0),
+    (RequestNumber::LAST_FAILURE, 0, 0),
+];
+
+const COOKIE: Cookie = Cookie(7);
+const REGION: MemoryRegion = MemoryRegion { guest_address: 0x1000, size: 0x2000, user_address: 1, offset: 0 };
+
+fn parse(request: RequestNumber, body: &[u8], descriptors: usize) -> Result<ControlRequest, RequestError> {
+    let file = File::open("/dev/null").unwrap();
+    let descriptors = (0..descriptors).map(|_| OwnedFd::from(file.try_clone().unwrap())).collect();
+    let header = VhostUserHeader::request(request, true).with_body_size(body.len().try_into().unwrap());
+    ControlRequest::parse(Frame {
+        header,
+        body: body.to_vec(),
+        descriptors: Descriptors::Complete(descriptors),
+    })
+}
+
+fn field_of(outcome: Result<ControlRequest, RequestError>) -> &'static str {
+    match outcome {
+        Err(RequestError::Field { field, .. }) => field,
+        other => panic!("not refused for a field: {other:?}"),
+    }
+}
+
+#[test]
+fn every_named_request_is_known() {
+    let numbers: HashSet<u32> = WELL_FORMED.iter().map(|(request, _, _)| request.0).collect();
+    for number in 1..0x6000 {
+        assert_eq!(RequestNumber(number).name().is_some(), numbers.contains(&number), "{number:#x}");
+    }
+}
+
+#[test]
+fn every_request_must_have_its_size() {
+    for (request, size, descriptors) in WELL_FORMED {
+        let outcome = parse(request, &vec![0; size], descriptors);
+        assert!(
+            !matches!(outcome, Err(RequestError::Size { .. })),
+            "{request} with {size} bytes: {outcome:?}"
+        );
+        for wrong in [size.wrapping_sub(1), size + 1, size + 8].into_iter().filter(|size| *size <= 4096) {
+            let outcome = parse(request, &vec![0; wrong], descriptors);
+            assert!(
+                matches!(outcome, Err(RequestError::Size { .. })),
+                "{request} with {wrong} bytes: {outcome:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_request_must_have_its_descriptors() {
+    for (request, size, descriptors) in WELL_FORMED {
+        // The one request that may come with a descriptor that nobody needs.
+        let tolerated = usize::from(request == RequestNumber::REM_MEM_REG);
+        for wrong in (0..=8).filter(|count| !(descriptors..=descriptors + tolerated).contains(count)) {
+            let outcome = parse(request, &vec![0; size], wrong);
+            assert!(
+                matches!(outcome, Err(RequestError::Descriptors { .. })),
+                "{request} with {wrong}: {outcome:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_unknown_request_is_told_apart() {
+    for number in [0, 4, 6, 12, 21, 34, 39, 45, 0x51ff, 0x5209, 0x527f, 0x5280, u32::MAX] {
+        let request = RequestNumber(number);
+        let error = parse(request, &[0; 8], 1).unwrap_err();
+        assert_eq!(error, RequestError::Unknown { request });
+        assert_eq!(error.errno(), Errno::OPNOTSUPP);
+        assert_eq!(error.failure().id(), "unknown-request");
+    }
+}
+
+#[test]
+fn lost_descriptors_refuse_any_request() {
+    let header = VhostUserHeader::request(RequestNumber::SET_OWNER, true);
+    let error = ControlRequest::parse(Frame { header, body: vec![], descriptors: Descriptors::Truncated });
+    assert_eq!(error.unwrap_err().errno(), Errno::TOOBIG);
+}
+
+#[test]
+fn a_memory_table_pairs_regions_with_their_files() {
+    let other = MemoryRegion { guest_address: 0x10_0000, ..REGION };
+    let header = MemoryTableHeader { count: 2, reserved: 0 };
+    let body = [header.as_bytes(), [REGION, other].as_bytes()].concat();
+    let ControlRequest::SetMemoryTable(table) = parse(RequestNumber::SET_MEM_TABLE, &body, 2).unwrap() else {
+        panic!("not a memory table");
+    };
+    let regions: Vec<_> = table.iter().map(|backed| backed.region).collect();
+    assert_eq!(regions, [REGION, other]);
+}
+
+#[test]
+fn a_memory_table_may_be_empty() {
+    let outcome = parse(RequestNumber::SET_MEM_TABLE, &[0; 8], 0).unwrap();
+    assert!(matches!(outcome, ControlRequest::SetMemoryTable(table) if table.is_empty()));
+}
+
+#[test]
+fn a_memory_table_has_at_most_eight_regions() {
+    for count in [9, u32::MAX] {
+        let body = MemoryTableHeader { count, reserved: 0 };
+        assert_eq!(field_of(parse(RequestNumber::SET_MEM_TABLE, body.as_bytes(), 8)), "count");
+    }
+}
+
+#[test]
+fn a_region_that_wraps_around_is_refused_wherever_it_comes() {
+    let region = MemoryRegion { guest_address: u64::MAX, ..REGION };
+    let single = SingleMemoryRegion { reserved: 0, region };
+    let table = [MemoryTableHeader { count: 1, reserved: 0 }.as_bytes(), region.as_bytes()].concat();
+    for (request, body, descriptors) in [
+        (RequestNumber::SET_MEM_TABLE, table.as_slice(), 1),
+        (RequestNumber::ADD_MEM_REG, single.as_bytes(), 1),
+        (RequestNumber::REM_MEM_REG, single.as_bytes(), 0),
+    ] {
+        assert_eq!(parse(request, body, descriptors).unwrap_err(), RequestError::Region { request, region });
+    }
+}
+
+#[test]
+fn removing_a_region_drops_the_file_that_comes_with_it() {
+    let body = SingleMemoryRegion { reserved: 0, region: REGION };
+    let outcome = parse(RequestNumber::REM_MEM_REG, body.as_bytes(), 1).unwrap();
+    assert!(matches!(outcome, ControlRequest::RemoveMemoryRegion(REGION)));
+}
+
+#[test]
+fn another_major_version_is_refused() {
+    for major in [0, 2, u16::MAX] {
+        let body = VersionRequest { major, minor: 0, flags: 0 };
+        let error = parse(RequestNumber::VERSION, body.as_bytes(), 0).unwrap_err();
+        assert_eq!(error.errno(), Errno::PROTONOSUPPORT);
+        assert_eq!(error.failure().id(), "unsupported-version");
+    }
+}
+
+#[test]
+fn a_newer_minor_version_is_accepted() {
+    let body = VersionRequest { major: MAJOR, minor: 9, flags: 0 };
+    let outcome = parse(RequestNumber::VERSION, body.as_bytes(), 0).unwrap();
+    assert!(matches!(outcome, ControlRequest::Version { minor: 9 }));
+}
+
+#[test]
+fn an_address_space_is_allocated_or_adopted() {
+    for choice in [IoasChoice::Allocate, IoasChoice::Adopt(0), IoasChoice::Adopt(5)] {
+        let body = SetIommufdRequest::from(choice);
+        let outcome = parse(RequestNumber::SET_IOMMUFD, body.as_bytes(), 1).unwrap();
+        assert!(matches!(outcome, ControlRequest::SetIommufd { ioas, .. } if ioas == choice));
+    }
+}
+
+#[test]
+fn an_address_space_without_its_flag_is_refused() {
+    let body = SetIommufdRequest { flags: 0, ioas: 5 };
+    assert_eq!(field_of(parse(RequestNumber::SET_IOMMUFD, body.as_bytes(), 1)), "ioas");
+}
+
+#[test]
+fn unknown_flags_are_refused() {
+    let version = VersionRequest { major: MAJOR, minor: 0, flags: 1 };
+    let iommufd = SetIommufdRequest { flags: 2, ioas: 0 };
+    let device = AddDeviceRequest { cookie: COOKIE, flags: 1 << 31, reserved: 0 };
+    let serve = ServeRequest { cookie: COOKIE, face: 1, flags: 4 };
+    assert_eq!(field_of(parse(RequestNumber::VERSION, version.as_bytes(), 0)), "flags");
+    assert_eq!(field_of(parse(RequestNumber::SET_IOMMUFD, iommufd.as_bytes(), 1)), "flags");
+    assert_eq!(field_of(parse(RequestNumber::ADD_DEVICE, device.as_bytes(), 1)), "flags");
+    assert_eq!(field_of(parse(RequestNumber::SERVE, serve.as_bytes(), 1)), "flags");
+}
+
+#[test]
+fn a_reserved_field_must_be_zero() {
+    let body = AddDeviceRequest { cookie: COOKIE, flags: 0, reserved: 1 };
+    assert_eq!(field_of(parse(RequestNumber::ADD_DEVICE, body.as_bytes(), 1)), "reserved");
+}
+
+#[test]
+fn an_unknown_face_is_refused() {
+    for face in [0, 3, u32::MAX] {
+        let body = ServeRequest { cookie: COOKIE, face, flags: 0 };
+        assert_eq!(field_of(parse(RequestNumber::SERVE, body.as_bytes(), 1)), "face");
+    }
+}
+
+#[test]
+fn a_reset_leaves_open_what_is_zero() {
+    let body = ResetRequest { cookie: COOKIE, method: 0, deadline_ms: 0 };
+    let outcome = parse(RequestNumber::RESET, body.as_bytes(), 0).unwrap();
+    assert!(matches!(outcome, ControlRequest::Reset { cookie: COOKIE, method: None, deadline: None }));
+}
+
+#[test]
+fn a_reset_has_the_method_and_the_deadline_that_it_names() {
+    let body = ResetRequest { cookie: COOKIE, method: 2, deadline_ms: 1500 };
+    let outcome = parse(RequestNumber::RESET, body.as_bytes(), 0).unwrap();
+    let ControlRequest::Reset { method: Some(ResetMethod::Hot), deadline: Some(deadline), .. } = outcome
+    else {
+        panic!("not the reset asked for: {outcome:?}");
+    };
+    assert_eq!(deadline, Duration::from_millis(1500));
+}
+
+#[test]
+fn an_unknown_reset_method_is_refused() {
+    let body = ResetRequest { cookie: COOKIE, method: 3, deadline_ms: 0 };
+    assert_eq!(field_of(parse(RequestNumber::RESET, body.as_bytes(), 0)), "method");
+}
+
+proptest! {
+    #[test]
+    fn no_request_makes_the_parser_panic(
+        known in 0..WELL_FORMED.len(),
+        number in prop::option::of(any::<u32>()),
+        mut body in prop::collection::vec(any::<u8>(), 0..=400),
+        right_size in any::<bool>(),
+        descriptors in 0..=8_usize,
+    ) {
+        let (request, size, _) = WELL_FORMED[known];
+        if right_size {
+            body.resize(size, 0);
+        }
+        let outcome = parse(number.map_or(request, RequestNumber), &body, descriptors);
+        if let Err(error) = outcome {
+            let failure = error.failure();
+            prop_assert!(!failure.id().is_empty() && !failure.what().is_empty());
+        }
+    }
+
+    #[test]
+    fn no_header_makes_the_receiver_panic(header in any::<[u8; 12]>()) {
+        let header = VhostUserHeader::read_from_bytes(&header).unwrap();
+        for receiver in [crate::Endpoint::Server, crate::Endpoint::Client] {
+            if let Ok(size) = header.body_size(receiver) {
+                prop_assert!(size <= VhostUserHeader::MAX_BODY);
+            }
+        }
+    }
+
+    #[test]
+    fn a_memory_table_survives_the_wire(
+        starts in prop::collection::vec((0..1_u64 << 48, 1..1_u64 << 40, any::<u32>(), any::<u32>()), 0..=8),
+    ) {
+        let regions: Vec<_> = starts
+            .into_iter()
+            .map(|(guest_address, size, user_address, offset)| MemoryRegion {
+                guest_address,
+                size,
+                user_address: user_address.into(),
+                offset: offset.into(),
+            })
+            .collect();
+        let header = MemoryTableHeader { count: regions.len().try_into().unwrap(), reserved: 0 };
+        let body = [header.as_bytes(), regions.as_bytes()].concat();
+        let outcome = parse(RequestNumber::SET_MEM_TABLE, &body, regions.len()).unwrap();
+        let ControlRequest::SetMemoryTable(table) = outcome else { panic!("not a memory table") };
+        prop_assert_eq!(table.iter().map(|backed| backed.region).collect::<Vec<_>>(), regions);
+    }
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The numbers of the control face's requests.
+
+use std::fmt;
+
+use vhost::vhost_user::message::FrontendReq;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The number in a vhost-user header that tells what is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct RequestNumber(pub u32);
+
+/// Declares a constant for each request and the table of their names.
+macro_rules! requests {
+    ($($(#[$doc:meta])* $name:ident = $number:expr;)*) => {
+        impl RequestNumber {
+            $($(#[$doc])* pub const $name: Self = Self($number);)*
+
+            /// The request's name in the specification, if there is such a request.
+            pub fn name(self) -> Option<&'static str> {
+                match self {
+                    $(Self::$name => Some(stringify!($name)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+requests! {
+    /// No request: what a final reply carries when no header was read.
+    NONE = 0;
+    /// Which virtio features the server offers.
+    GET_FEATURES = FrontendReq::GET_FEATURES as u32;
+    /// Which virtio features the client wants.
+    SET_FEATURES = FrontendReq::SET_FEATURES as u32;
+    /// Begins the session.
+    SET_OWNER = FrontendReq::SET_OWNER as u32;
+    /// Replaces the guest's memory table.
+    SET_MEM_TABLE = FrontendReq::SET_MEM_TABLE as u32;
+    /// Which protocol features the server offers.
+    GET_PROTOCOL_FEATURES = FrontendReq::GET_PROTOCOL_FEATURES as u32;
+    /// Which protocol features the client wants.
+    SET_PROTOCOL_FEATURES = FrontendReq::SET_PROTOCOL_FEATURES as u32;
+    /// How many memory regions the server takes.
+    GET_MAX_MEM_SLOTS = FrontendReq::GET_MAX_MEM_SLOTS as u32;
+    /// Adds a region to the memory table.
+    ADD_MEM_REG = FrontendReq::ADD_MEM_REG as u32;
+    /// Removes a region from the memory table.
+    REM_MEM_REG = FrontendReq::REM_MEM_REG as u32;
+    /// Agrees on the version of the extension and its limits.
+    VERSION = 0x5200;
+    /// Hands over the iommufd.
+    SET_IOMMUFD = 0x5201;
+    /// Hands over a device.
+    ADD_DEVICE = 0x5202;
+    /// Hands over a socket on which the device is served.
+    SERVE = 0x5203;
+    /// Takes a device back.
+    REMOVE_DEVICE = 0x5204;
+    /// Describes a device.
+    GET_DEVICE_INFO = 0x5205;
+    /// Who is reset along with a device, and whether it can be done now.
+    GET_RESET_GROUP = 0x5206;
+    /// Resets a device.
+    RESET = 0x5207;
+    /// Why the last request failed.
+    LAST_FAILURE = 0x5208;
+    /// Which devices there are.
+    LIST_DEVICES = 0x5209;
+}
+
+impl RequestNumber {
+    /// Whether the number lies in the extension's block of frontend requests, which are answered always.
+    pub fn is_extension(self) -> bool {
+        (0x5200..0x5280).contains(&self.0)
+    }
+
+    /// Whether the request is answered even without `need_reply`.
+    pub fn is_always_answered(self) -> bool {
+        self.is_extension()
+            || matches!(self, Self::GET_FEATURES | Self::GET_PROTOCOL_FEATURES | Self::GET_MAX_MEM_SLOTS)
+    }
+}
+
+impl fmt::Display for RequestNumber {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => formatter.write_str(name),
+            None => write!(formatter, "{:#x}", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for RequestNumber {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_called_by_its_name_or_else_by_its_number() {
+        assert_eq!(RequestNumber::ADD_DEVICE.to_string(), "ADD_DEVICE");
+        assert_eq!(RequestNumber(0x5299).to_string(), "0x5299");
+    }
+
+    #[test]
+    fn the_extension_stays_clear_of_the_numbers_of_vhost_user() {
+        assert!(FrontendReq::try_from(RequestNumber::VERSION.0).is_err());
+        assert!(RequestNumber::VERSION.is_extension());
+        assert!(!RequestNumber::SET_MEM_TABLE.is_extension());
+        assert!(!RequestNumber(0x5280).is_extension());
+    }
+}

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! vfio-user as QEMU and Cloud Hypervisor speak it: the commands that a data face answers, and a small client.
+
+mod client;
+mod command;
+mod error;
+mod header;
+mod irq;
+mod message;
+mod request;
+mod version;
+
+pub use client::{Client, ClientError};
+pub use command::Command;
+pub use error::RequestError;
+pub use header::{MAX_DATA, VfioUserHeader};
+pub use irq::{IrqAction, IrqData, IrqSet, MAX_IRQS, SetIrqs};
+pub use message::{DeviceInfo, IrqInfo, RegionAccess, RegionInfo};
+pub use request::{Reply, Request};
+pub use version::{Capabilities, MAJOR, MINOR, Proposal, VersionPayload};

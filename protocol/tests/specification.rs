@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Compares the tables of `docs/protocol.md` with the code, both ways: what only one of them has is a failure.
+
+#![cfg(test)]
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::mem::offset_of;
+
+use protocol::extension::{
+    AddDeviceRequest, Cookie, CookieRequest, DeviceFlags, DeviceInfo, Face, GroupReason, LastFailureReply,
+    Ownership, PciAddress, ReplyStatus, ResetGroupReply, ResetGroupRequest, ResetGroupRow, ResetMethod,
+    ResetOutcome, ResetReply, ResetRequest, RowFlags, RowReason, ServeRequest, SetIommufdReply,
+    SetIommufdRequest, VersionReply, VersionRequest,
+};
+use protocol::vhost_user::{MemoryRegion, MemoryTableHeader, SingleMemoryRegion};
+use protocol::{ReceiveError, RequestError, RequestNumber, VhostUserHeader};
+
+const SPECIFICATION: &str = include_str!("../../docs/protocol.md");
+
+/// A field: its name, its offset and its size in bytes.
+type Field = (String, usize, usize);
+
+/// Size in bytes of what a field accessor leads to.
+fn size_behind<Structure, Type>(_: fn(&Structure) -> &Type) -> usize {
+    size_of::<Type>()
+}
+
+/// Name, size and fields of each structure. That the pattern names every field is checked by the compiler.
+macro_rules! structures {
+    ($($name:ident { $($field:ident),* })*) => {
+        BTreeMap::from([$({
+            let _ = |$name { $($field: _),* }: $name| {};
+            let fields = vec![$((
+                stringify!($field).to_owned(),
+                offset_of!($name, $field),
+                size_behind::<$name, _>(|structure| &structure.$field),
+            )),*];
+            (stringify!($name).to_owned(), (size_of::<$name>(), fields))
+        }),*])
+    };
+}
+
+fn structures_of_the_code() -> BTreeMap<String, (usize, Vec<Field>)> {
+    structures! {
+        VhostUserHeader { request, flags, size }
+        ReplyStatus { errno, reserved }
+        MemoryTableHeader { count, reserved }
+        MemoryRegion { guest_address, size, user_address, offset }
+        SingleMemoryRegion { reserved, region }
+        VersionRequest { major, minor, flags }
+        VersionReply { major, minor, max_payload, max_descriptors, max_devices, max_memory_slots, reserved }
+        SetIommufdRequest { flags, ioas }
+        SetIommufdReply { kernel_features }
+        AddDeviceRequest { cookie, flags, reserved }
+        CookieRequest { cookie }
+        PciAddress { segment, bus, devfn }
+        DeviceInfo {
+            cookie, address, vendor, device, class, iommu_group, flags, regions, irqs, reserved, vfio_device, driver
+        }
+        ServeRequest { cookie, face, flags }
+        ResetGroupRequest { cookie, first_row, max_rows }
+        ResetGroupReply { generation, available, reason, total_rows, rows }
+        ResetGroupRow {
+            address, ownership, cookie, flags, iommu_group, reason, header_type, vfio_device, driver
+        }
+        ResetRequest { cookie, method, deadline_ms }
+        ResetReply { epoch, duration_us, method, outcome, attempts, affected }
+        LastFailureReply { errno, request }
+    }
+}
+
+/// The number and the name of each variant of an enum that is sent as a number.
+fn values<Enum: TryFrom<u32> + Debug>() -> Vec<(u32, String)> {
+    let variants =
+        (0..=u32::from(u16::MAX)).filter_map(|number| Some((number, Enum::try_from(number).ok()?)));
+    variants.map(|(number, variant)| (number, format!("{variant:?}"))).collect()
+}
+
+fn values_of_the_code() -> BTreeMap<String, Vec<(u32, String)>> {
+    BTreeMap::from([
+        ("Face".to_owned(), values::<Face>()),
+        ("GroupReason".to_owned(), values::<GroupReason>()),
+        ("Ownership".to_owned(), values::<Ownership>()),
+        ("RowReason".to_owned(), values::<RowReason>()),
+        ("ResetMethod".to_owned(), values::<ResetMethod>()),
+        ("ResetOutcome".to_owned(), values::<ResetOutcome>()),
+    ])
+}
+
+/// A table that a line of the form "`Name`, what:" announces: its cells, with the marks of code taken off.
+struct Table {
+    name: String,
+    what: String,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn number(row: &[String], column: usize) -> u32 {
+        row[column].parse().unwrap()
+    }
+}
+
+/// All announced tables of the specification.
+fn tables() -> Vec<Table> {
+    let mut tables = Vec::new();
+    let mut lines = SPECIFICATION.lines();
+    while let Some(line) = lines.next() {
+        let announced = line.strip_prefix('`').and_then(|line| line.strip_suffix(':'));
+        let Some((name, what)) = announced.and_then(|line| line.split_once("`, ")) else { continue };
+        assert_eq!(lines.next(), Some(""), "after {line}");
+        let rows = lines.by_ref().take_while(|line| line.starts_with('|')).map(cells).skip(2).collect();
+        tables.push(Table { name: name.to_owned(), what: what.to_owned(), rows });
+    }
+    tables
+}
+
+fn cells(line: &str) -> Vec<String> {
+    let inner = line.trim_matches('|');
+    inner.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect()
+}
+
+#[test]
+fn structures_are_laid_out_as_specified() {
+    let specified: BTreeMap<_, _> = tables()
+        .into_iter()
+        .filter_map(|table| {
+            let size: usize = table.what.strip_suffix(" bytes")?.parse().unwrap();
+            let field =
+                |row: &Vec<String>| (row[0].clone(), row[1].parse().unwrap(), row[2].parse().unwrap());
+            Some((table.name, (size, table.rows.iter().map(field).collect())))
+        })
+        .collect();
+    assert_eq!(specified, structures_of_the_code());
+}
+
+#[test]
+fn numbers_mean_what_is_specified() {
+    let specified: BTreeMap<_, Vec<_>> = tables()
+        .into_iter()
+        .filter(|table| table.what == "values")
+        .map(|table| {
+            let rows = table.rows.iter().map(|row| (Table::number(row, 0), row[1].clone())).collect();
+            (table.name, rows)
+        })
+        .collect();
+    assert_eq!(specified, values_of_the_code());
+}
+
+#[test]
+fn flags_are_the_bits_specified() {
+    let specified: Vec<_> = tables()
+        .into_iter()
+        .filter(|table| table.what == "bits")
+        .flat_map(|table| table.rows)
+        .map(|row| (1 << Table::number(&row, 0), row[1].clone()))
+        .collect();
+    let code = [
+        (DeviceFlags::FUNCTION_RESET.0, "FUNCTION_RESET".to_owned()),
+        (DeviceFlags::SERVED.0, "SERVED".to_owned()),
+        (RowFlags::HAS_COOKIE.0, "HAS_COOKIE".to_owned()),
+    ];
+    assert_eq!(specified, code);
+}
+
+#[test]
+fn every_request_has_its_section() {
+    let specified: Vec<_> = SPECIFICATION
+        .lines()
+        .filter_map(|line| line.strip_prefix("### ")?.strip_suffix(')')?.split_once(" ("))
+        .map(|(name, number)| {
+            let number = number.strip_prefix("0x").map_or(number.parse(), |hex| u32::from_str_radix(hex, 16));
+            (number.unwrap(), name)
+        })
+        .collect();
+    let code: Vec<_> =
+        (1..=0x52ff).filter_map(|number| Some((number, RequestNumber(number).name()?))).collect();
+    assert_eq!(specified, code);
+}
+
+#[test]
+fn every_id_of_a_failure_is_specified() {
+    let request = RequestNumber::RESET;
+    let region = MemoryRegion { guest_address: 0, size: 0, user_address: 0, offset: 0 };
+    let refusals = [
+        RequestError::Unknown { request },
+        RequestError::Size { request, expected: 0, actual: 0 },
+        RequestError::Descriptors { request, expected: 0, actual: 0 },
+        RequestError::TooManyDescriptors { request },
+        RequestError::Field { request, field: "flags", value: 0 },
+        RequestError::Region { request, region },
+        RequestError::Major { major: 0 },
+    ]
+    .map(|error| error.failure());
+    let header = protocol::frame::HeaderError::Flags(0);
+    let ends = [
+        ReceiveError::Truncated,
+        ReceiveError::LateDescriptors,
+        ReceiveError::Header(header),
+        ReceiveError::TimedOut,
+    ]
+    .map(|error| protocol::extension::Failure::from(&error));
+    for failure in refusals.iter().chain(&ends) {
+        assert!(SPECIFICATION.contains(&format!("`{}`", failure.id())), "{} is not specified", failure.id());
+    }
+}
+
+#[test]
+fn a_cookie_among_the_affected_has_eight_bytes() {
+    assert_eq!(size_of::<Cookie>(), 8);
+}

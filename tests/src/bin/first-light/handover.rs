@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Devices reach the server, and it knows what it got.
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
+
+use command_fds::{CommandFdExt, FdMapping};
+use protocol::ControlClient;
+use protocol::extension::{Cookie, DeviceFlags, Face};
+use protocol::vfio_user::{Capabilities, Client};
+use vfio::config_space::command;
+use vhost_device_vfio_tests::edu::Edu;
+use vhost_device_vfio_tests::node;
+use vhost_device_vfio_tests::pci_function::PciFunction;
+use vhost_device_vfio_tests::server_process::{PATIENCE, ServerProcess, server_binary, wait_until};
+use vhost_device_vfio_tests::vmm::Vmm;
+
+use super::{FIRST, SECOND};
+
+/// Edu says its version and 0xed.
+const IDENTIFICATION: u32 = 0x0100_00ed;
+
+pub(crate) fn the_server_works_with_an_empty_dev() {
+    let mut vmm = Vmm::with_server(ServerProcess::start_without_dev());
+    vmm.add(1, FIRST).unwrap();
+    vmm.add(2, SECOND).unwrap();
+    for cookie in [1, 2] {
+        let mut function = vmm.open(cookie);
+        function.enable();
+        assert_eq!(Edu::new(&mut function).identification(), IDENTIFICATION);
+    }
+}
+
+pub(crate) fn an_inherited_device_is_served() {
+    let (control, far_control) = UnixStream::pair().unwrap();
+    let (face, far_face) = UnixStream::pair().unwrap();
+    let mut command = Command::new(server_binary());
+    command.args(["--fd", "3", "--iommufd-fd", "4", "--device-fd", "7=5", "--vfio-user-fd", "7=6"]);
+    let inherited = [far_control.into(), node::iommufd().into(), node::cdev(FIRST).into(), far_face.into()];
+    let mappings = (3..).zip(inherited).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
+    command.fd_mappings(mappings.collect()).unwrap();
+    let _server = ServerProcess::spawn(command);
+    let mut control = ControlClient::new(control, PATIENCE);
+    control.negotiate().unwrap();
+    assert_eq!(control.device_info(Cookie(7)).unwrap().address.to_string(), FIRST);
+    let mut client = Client::new(face, PATIENCE);
+    client.version(&Capabilities::default()).unwrap();
+    let mut function = PciFunction::new(client);
+    function.enable();
+    assert_eq!(Edu::new(&mut function).identification(), IDENTIFICATION);
+}
+
+pub(crate) fn devices_are_described() {
+    let mut vmm = Vmm::start();
+    let first = vmm.add(1, FIRST).unwrap();
+    let second = vmm.add(2, SECOND).unwrap();
+    assert_eq!((first.vendor, first.device, first.regions, first.irqs), (0x1234, 0x11e8, 9, 5));
+    assert_eq!(first.address.to_string(), FIRST);
+    assert_eq!(first.driver.as_str(), "vfio-pci");
+    assert!(!first.flags.contains(DeviceFlags::FUNCTION_RESET), "edu has no reset of its own");
+    assert_eq!(first.iommu_group, second.iommu_group);
+    assert_eq!(vmm.control.list_devices().unwrap(), [Cookie(1), Cookie(2)]);
+}
+
+pub(crate) fn a_listening_face_takes_one_client_after_the_other() {
+    let mut vmm = Vmm::start();
+    vmm.add(1, FIRST).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("face");
+    vmm.control.serve(Cookie(1), Face::VfioUser, UnixListener::bind(&path).unwrap()).unwrap();
+    for _ in 0..2 {
+        let connected = || {
+            let mut client = Client::new(UnixStream::connect(&path).unwrap(), PATIENCE);
+            client.version(&Capabilities::default()).ok().map(|_| PciFunction::new(client))
+        };
+        // The client before may still be on its way out.
+        let mut function = None;
+        assert!(wait_until(|| {
+            function = connected();
+            function.is_some()
+        }));
+        let mut function = function.unwrap();
+        assert_eq!(function.command() & command::BUS_MASTER, 0, "the client before left a quiet device");
+        assert!(connected().is_none(), "there is one client at a time");
+        function.enable();
+        assert_eq!(Edu::new(&mut function).identification(), IDENTIFICATION);
+    }
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! First light: a VMM hands devices over to the real server on a real kernel. Runs in the test VM, for the topology that
+//! `TESTVM_TOPOLOGY` names.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod dma;
+mod handover;
+mod interrupts;
+mod refusals;
+mod reset;
+mod teardown;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// The two functions of every topology with a pair.
+const FIRST: &str = "0000:01:00.0";
+const SECOND: &str = "0000:01:00.1";
+/// The function on the root bus.
+const ON_ROOT_BUS: &str = "0000:00:05.0";
+
+/// Names each test by its function.
+macro_rules! trials {
+    ($($module:ident: $($test:ident),+;)*) => {
+        vec![$($(Trial::test(stringify!($test), || { $module::$test(); Ok(()) }),)+)*]
+    };
+}
+
+fn trials_of(topology: &str) -> Vec<Trial> {
+    match topology {
+        "edu-pair" => trials! {
+            handover: the_server_works_with_an_empty_dev, an_inherited_device_is_served,
+                devices_are_described, a_listening_face_takes_one_client_after_the_other;
+            dma: dma_arrives_in_guest_memory, dma_of_unmapped_memory_does_not_arrive,
+                a_table_before_the_first_device_is_mapped_with_it, regions_come_and_go_one_by_one,
+                a_failed_change_leaves_the_old_table;
+            interrupts: an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent;
+            reset: an_unopened_sibling_of_the_group_is_implied, both_functions_of_the_pair_are_ours,
+                the_header_alone_tells_whether_a_reset_is_available, a_hot_reset_leaves_quiet_devices,
+                the_mapping_outlives_a_hot_reset, a_guests_reset_spares_a_sibling_in_use,
+                a_function_reset_that_does_not_exist_is_refused, auto_falls_back_to_the_hot_reset;
+            refusals: a_bound_device_is_refused, an_open_group_is_told, a_foreign_owner_is_told,
+                a_cookie_is_used_once, regions_in_the_interrupt_window_are_refused,
+                a_second_iommufd_is_refused, only_the_owner_takes_a_device_away, a_second_face_is_refused;
+            teardown: closing_the_connection_frees_the_devices, a_removed_device_can_be_used_again,
+                a_killed_client_leaves_nothing_behind, descriptors_are_as_before_after_add_and_remove,
+                sigterm_ends_the_server_at_once;
+        },
+        "edu-igb" => trials! {
+            reset: a_hot_reset_brings_registers_to_their_defaults, a_sibling_of_another_group_blocks_until_it_is_passed,
+                a_function_without_driver_blocks, function_reset_is_preferred;
+        },
+        "rciep" => trials! { reset: a_device_on_the_root_bus_has_no_hot_reset; },
+        "gen4" => trials! { reset: a_link_that_does_not_come_back_is_reported; },
+        "edu-noremap" => trials! { refusals: missing_interrupt_remapping_is_told; },
+        other => vec![Trial::test("topology", {
+            let message = format!("no tests for the topology `{other}`");
+            move || Err(message.into())
+        })],
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // The devices are there once.
+    arguments.test_threads = Some(1);
+    let topology = std::env::var("TESTVM_TOPOLOGY").unwrap_or_default();
+    libtest_mimic::run(&arguments, trials_of(&topology)).exit_code()
+}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the kernel refuses is told apart; what was there before is unharmed.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use protocol::extension::{Cookie, Face, IoasChoice};
+use rustix::io::Errno;
+use vfio::{Iommufd, Sysfs, UnboundDevice};
+use vhost_device_vfio_tests::guest_memory::GuestMemory;
+use vhost_device_vfio_tests::node;
+use vhost_device_vfio_tests::vmm::{Vmm, refusal};
+
+use super::{FIRST, SECOND};
+
+/// A function bound to an iommufd of the test's own.
+fn bind_here(address: &str) -> (Arc<Iommufd>, vfio::Device) {
+    let sysfs = Sysfs::open().unwrap();
+    let iommufd = Arc::new(Iommufd::from_fd(node::iommufd().into(), &sysfs).unwrap());
+    let device = UnboundDevice::from_fd(node::cdev(address).into(), &sysfs).unwrap();
+    let device = device.bind(&iommufd, &sysfs).unwrap();
+    (iommufd, device)
+}
+
+fn expect(refused: (String, i32), id: &str, errno: Errno) {
+    assert_eq!((refused.0.as_str(), refused.1), (id, errno.raw_os_error()));
+}
+
+pub(crate) fn a_bound_device_is_refused() {
+    let (_iommufd, _device) = bind_here(FIRST);
+    let mut vmm = Vmm::start();
+    let before = vmm.server.open_files();
+    expect(refusal(vmm.add(1, FIRST)), "device-already-bound", Errno::INVAL);
+    vmm.server.wait_for_log("device-already-bound");
+    vmm.server.wait_for_open_files(before);
+}
+
+pub(crate) fn an_open_group_is_told() {
+    let _group = node::group(FIRST);
+    let mut vmm = Vmm::start();
+    let before = vmm.server.open_files();
+    expect(refusal(vmm.add(1, FIRST)), "group-open", Errno::BUSY);
+    vmm.server.wait_for_open_files(before);
+}
+
+pub(crate) fn a_foreign_owner_is_told() {
+    let (_iommufd, _device) = bind_here(SECOND);
+    let mut vmm = Vmm::start();
+    expect(refusal(vmm.add(1, FIRST)), "foreign-owner", Errno::PERM);
+}
+
+pub(crate) fn missing_interrupt_remapping_is_told() {
+    let mut vmm = Vmm::start();
+    expect(refusal(vmm.add(1, FIRST)), "no-interrupt-remapping", Errno::PERM);
+}
+
+pub(crate) fn a_cookie_is_used_once() {
+    let mut vmm = Vmm::start();
+    vmm.add(1, FIRST).unwrap();
+    expect(refusal(vmm.add(1, SECOND)), "cookie-in-use", Errno::EXIST);
+    vmm.add(2, SECOND).unwrap();
+}
+
+pub(crate) fn regions_in_the_interrupt_window_are_refused() {
+    let window = GuestMemory::new(0xfed0_0000, 4 << 20);
+    let mut vmm = Vmm::start();
+    vmm.add(1, FIRST).unwrap();
+    let before = vmm.server.open_files();
+    expect(refusal(vmm.map(&window)), "region-reserved", Errno::INVAL);
+    let failure = vmm.control.last_failure().unwrap().unwrap().failure;
+    assert!(failure.why().contains("0xfee00000-0xfeefffff"), "{failure}");
+    vmm.server.wait_for_open_files(before);
+}
+
+pub(crate) fn a_second_iommufd_is_refused() {
+    let mut vmm = Vmm::start();
+    let refused = vmm.control.set_iommufd(node::iommufd().as_fd(), IoasChoice::Allocate);
+    expect(refusal(refused), "iommufd-already-set", Errno::EXIST);
+    vmm.add(1, FIRST).unwrap();
+}
+
+pub(crate) fn only_the_owner_takes_a_device_away() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control");
+    let mut owner = Vmm::listening(&path);
+    owner.add(1, FIRST).unwrap();
+    let mut other = Vmm::connect_again(&path);
+    expect(refusal(other.remove_device(Cookie(1))), "not-yours", Errno::PERM);
+    drop(other);
+    assert_eq!(owner.control.device_info(Cookie(1)).unwrap().cookie, Cookie(1));
+}
+
+pub(crate) fn a_second_face_is_refused() {
+    let mut vmm = Vmm::start();
+    vmm.add(1, FIRST).unwrap();
+    let mut function = vmm.open(1);
+    let (_near, far) = UnixStream::pair().unwrap();
+    expect(refusal(vmm.control.serve(Cookie(1), Face::VfioUser, far)), "already-served", Errno::BUSY);
+    function.enable();
+    assert_ne!(function.command(), 0, "the first face still answers");
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Reset groups and resets, in the topologies that differ in them.
+
+use protocol::extension::{
+    Cookie, GroupReason, Ownership, ResetMethod, ResetOutcome, ResetReport, RowReason,
+};
+use protocol::vfio_user::{IrqAction, IrqData};
+use rustix::io::Errno;
+use vfio::IrqIndex;
+use vhost_device_vfio_tests::edu::Edu;
+use vhost_device_vfio_tests::guest_memory::GuestMemory;
+use vhost_device_vfio_tests::interrupt::Interrupt;
+use vhost_device_vfio_tests::vmm::{Vmm, refusal};
+
+use super::{FIRST, ON_ROOT_BUS, SECOND};
+
+const CONFIG: u32 = 7;
+const BAR0: u64 = 0x10;
+/// igb's VLAN EtherType register and what it holds after a reset.
+const IGB_VET: u64 = 0x38;
+const IGB_VET_DEFAULT: u32 = 0x8100_8100;
+
+fn with_both() -> Vmm {
+    let mut vmm = Vmm::start();
+    vmm.add(1, FIRST).unwrap();
+    vmm.add(2, SECOND).unwrap();
+    vmm
+}
+
+fn hot_reset(vmm: &mut Vmm, cookie: u64) -> ResetReport {
+    vmm.control.reset(Cookie(cookie), Some(ResetMethod::Hot), None).unwrap()
+}
+
+pub(crate) fn an_unopened_sibling_of_the_group_is_implied() {
+    let mut vmm = Vmm::start();
+    vmm.add(1, FIRST).unwrap();
+    let group = vmm.control.reset_group(Cookie(1)).unwrap();
+    let ownership: Vec<_> = group.rows.iter().map(|row| (row.address.to_string(), row.ownership)).collect();
+    assert_eq!(ownership, [(FIRST.to_owned(), Ownership::Ours), (SECOND.to_owned(), Ownership::Implied)]);
+    assert_eq!(group.reason, GroupReason::Available);
+    assert_eq!(hot_reset(&mut vmm, 1).outcome, ResetOutcome::Done);
+}
+
+pub(crate) fn both_functions_of_the_pair_are_ours() {
+    let mut vmm = with_both();
+    let group = vmm.control.reset_group(Cookie(2)).unwrap();
+    let rows: Vec<_> = group.rows.iter().map(|row| (row.cookie(), row.ownership, row.reason)).collect();
+    let ours = |cookie| (Some(Cookie(cookie)), Ownership::Ours, RowReason::None);
+    assert_eq!(rows, [ours(1), ours(2)]);
+    assert_eq!(group.rows[0].iommu_group, group.rows[1].iommu_group);
+    assert_eq!(group.rows[1].driver.as_str(), "vfio-pci");
+}
+
+pub(crate) fn the_header_alone_tells_whether_a_reset_is_available() {
+    let mut vmm = with_both();
+    let header = vmm.control.reset_group_header(Cookie(1)).unwrap();
+    assert!(header.is_available());
+    assert_eq!((header.total_rows, header.rows.len()), (2, 0));
+}
+
+pub(crate) fn a_hot_reset_leaves_quiet_devices() {
+    let mut vmm = with_both();
+    let mut functions = [vmm.open(1), vmm.open(2)];
+    let interrupts = functions.each_mut().map(|function| {
+        function.enable();
+        let (interrupt, eventfd) = Interrupt::new();
+        function.set_irqs(IrqIndex::Msi, IrqAction::Trigger, 1, IrqData::Eventfds(vec![eventfd]));
+        function.write(CONFIG, BAR0, 0xc000_0000);
+        interrupt
+    });
+    let report = hot_reset(&mut vmm, 1);
+    assert_eq!((report.outcome, report.affected), (ResetOutcome::Done, vec![Cookie(1), Cookie(2)]));
+    for (function, interrupt) in functions.iter_mut().zip(&interrupts) {
+        assert_eq!(function.command(), 0, "decoding and bus mastering are off");
+        assert_eq!(function.read(CONFIG, BAR0), 0, "the base address is back at its default");
+        function.enable();
+        Edu::new(function).raise_interrupt();
+        assert!(interrupt.is_silent(), "the interrupt is off");
+    }
+}
+
+pub(crate) fn the_mapping_outlives_a_hot_reset() {
+    let memory = GuestMemory::new(0, 4 << 20);
+    let mut vmm = with_both();
+    vmm.map(&memory).unwrap();
+    let mut function = vmm.open(1);
+    function.enable();
+    hot_reset(&mut vmm, 2);
+    memory.write(0x1000, b"after the reset!");
+    let read = function.try_read(0, 0);
+    assert!(read.is_err(), "memory decoding is off, and the access fails: {read:?}");
+    function.enable();
+    Edu::new(&mut function).copy(0x1000, 0x2000, 16);
+    assert_eq!(memory.read(0x2000, 16), b"after the reset!");
+}
+
+pub(crate) fn a_guests_reset_spares_a_sibling_in_use() {
+    let mut vmm = with_both();
+    let mut first = vmm.open(1);
+    let mut second = vmm.open(2);
+    second.enable();
+    assert!(first.client.device_reset().is_err());
+    vmm.server.wait_for_log("sibling-in-use");
+    assert_ne!(second.command(), 0, "the sibling goes on");
+    drop(second);
+    vmm.server.wait_for_log("vfio-user-closed");
+    first.client.device_reset().unwrap();
+}
+
+pub(crate) fn a_function_reset_that_does_not_exist_is_refused() {
+    let mut vmm = with_both();
+    let refused = refusal(vmm.control.reset(Cookie(1), Some(ResetMethod::Function), None));
+    assert_eq!(refused, ("no-function-reset".into(), Errno::OPNOTSUPP.raw_os_error()));
+}
+
+pub(crate) fn auto_falls_back_to_the_hot_reset() {
+    let mut vmm = with_both();
+    let report = vmm.control.reset(Cookie(1), None, None).unwrap();
+    assert_eq!(report.method, ResetMethod::Hot);
+    let again = vmm.control.reset(Cookie(1), None, None).unwrap();
+    assert!(again.epoch > report.epoch, "each reset begins an epoch");
+}
+
+pub(crate) fn function_reset_is_preferred() {
+    let mut vmm = with_both();
+    let report = vmm.control.reset(Cookie(2), None, None).unwrap();
+    assert_eq!((report.method, report.affected), (ResetMethod::Function, vec![Cookie(2)]));
+}
+
+pub(crate) fn a_hot_reset_brings_registers_to_their_defaults() {
+    let mut vmm = with_both();
+    let mut igb = vmm.open(2);
+    igb.enable();
+    igb.write(0, IGB_VET, 0x1234);
+    assert_eq!(igb.read(0, IGB_VET), 0x1234);
+    assert_eq!(hot_reset(&mut vmm, 1).affected, [Cookie(1), Cookie(2)]);
+    igb.enable();
+    assert_eq!(igb.read(0, IGB_VET), IGB_VET_DEFAULT);
+}
+
+pub(crate) fn a_sibling_of_another_group_blocks_until_it_is_passed() {
+    let mut vmm = Vmm::start();
+    vmm.add(1, FIRST).unwrap();
+    let group = vmm.control.reset_group(Cookie(1)).unwrap();
+    assert_eq!(group.reason, GroupReason::Blocked);
+    let blocking = &group.rows[1];
+    assert_eq!(
+        (blocking.address.to_string().as_str(), blocking.ownership, blocking.reason),
+        (SECOND, Ownership::Blocking, RowReason::NotOurs)
+    );
+    let refused = vmm.control.reset(Cookie(1), Some(ResetMethod::Hot), None);
+    assert_eq!(refusal(refused), ("reset-blocked".into(), Errno::PERM.raw_os_error()));
+    let failure = vmm.control.last_failure().unwrap().unwrap().failure;
+    assert!(failure.why().contains(SECOND), "{failure}");
+    assert!(failure.fix().contains("/dev/vfio/devices/"), "{failure}");
+    let before = group.generation;
+    vmm.add(2, SECOND).unwrap();
+    let group = vmm.control.reset_group(Cookie(1)).unwrap();
+    assert_eq!(group.reason, GroupReason::Available);
+    assert_ne!(group.generation, before);
+    assert_ne!(group.rows[0].iommu_group, group.rows[1].iommu_group);
+    hot_reset(&mut vmm, 1);
+}
+
+pub(crate) fn a_function_without_driver_blocks() {
+    let unbind = "/sys/bus/pci/drivers/vfio-pci/unbind";
+    std::fs::write(unbind, SECOND).unwrap();
+    let mut vmm = Vmm::start();
+    vmm.add(1, FIRST).unwrap();
+    let group = vmm.control.reset_group(Cookie(1));
+    // For the tests after this one, whatever becomes of the assertions.
+    std::fs::write("/sys/bus/pci/drivers_probe", SECOND).unwrap();
+    let group = group.unwrap();
+    assert_eq!((group.reason, group.rows[1].reason), (GroupReason::Blocked, RowReason::NoDriver));
+}
+
+pub(crate) fn a_device_on_the_root_bus_has_no_hot_reset() {
+    let mut vmm = Vmm::start();
+    vmm.add(1, ON_ROOT_BUS).unwrap();
+    let group = vmm.control.reset_group(Cookie(1)).unwrap();
+    assert_eq!((group.reason, group.rows.len()), (GroupReason::NoReset, 0));
+    let refused = vmm.control.reset(Cookie(1), Some(ResetMethod::Hot), None);
+    assert_eq!(refusal(refused), ("no-hot-reset".into(), Errno::NODEV.raw_os_error()));
+}
+
+pub(crate) fn a_link_that_does_not_come_back_is_reported() {
+    let mut vmm = Vmm::start();
+    vmm.add(1, FIRST).unwrap();
+    let mut igb = vmm.open(1);
+    igb.enable();
+    igb.write(0, IGB_VET, 0x1234);
+    let report = hot_reset(&mut vmm, 1);
+    assert_eq!((report.method, report.outcome), (ResetMethod::Hot, ResetOutcome::LinkUnconfirmed));
+    igb.enable();
+    assert_eq!(igb.read(0, IGB_VET), IGB_VET_DEFAULT, "it was reset all the same");
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! QEMU's `edu` device (docs/specs/edu.rst): a DMA engine with a buffer of a page, and an interrupt that can be raised.
+
+use crate::pci_function::PciFunction;
+use crate::server_process::wait_until;
+
+/// All registers are in BAR 0.
+const BAR: u32 = 0;
+mod register {
+    pub(super) const IDENTIFICATION: u64 = 0x00;
+    pub(super) const LIVENESS: u64 = 0x04;
+    pub(super) const INTERRUPT_RAISE: u64 = 0x60;
+    pub(super) const INTERRUPT_ACKNOWLEDGE: u64 = 0x64;
+    pub(super) const DMA_SOURCE: u64 = 0x80;
+    pub(super) const DMA_DESTINATION: u64 = 0x88;
+    pub(super) const DMA_COUNT: u64 = 0x90;
+    pub(super) const DMA_COMMAND: u64 = 0x98;
+}
+const START: u64 = 1;
+const TO_MEMORY: u64 = 2;
+/// The engine's buffer in the device's own address space; a transfer of its whole 4096 bytes stops some QEMU versions.
+const BUFFER: u64 = 0x4_0000;
+
+/// A served edu device whose memory decoding is on.
+#[derive(Debug)]
+pub struct Edu<'a> {
+    function: &'a mut PciFunction,
+}
+
+impl<'a> Edu<'a> {
+    /// The device behind `function`.
+    pub fn new(function: &'a mut PciFunction) -> Self {
+        Self { function }
+    }
+
+    /// Version and magic number.
+    pub fn identification(&mut self) -> u32 {
+        self.function.read(BAR, register::IDENTIFICATION)
+    }
+
+    /// Writes a value that the device gives back inverted.
+    pub fn set_liveness(&mut self, value: u32) {
+        self.function.write(BAR, register::LIVENESS, value);
+    }
+
+    /// The inverse of the value written last.
+    pub fn liveness(&mut self) -> u32 {
+        self.function.read(BAR, register::LIVENESS)
+    }
+
+    /// Raises the device's interrupt.
+    pub fn raise_interrupt(&mut self) {
+        self.function.write(BAR, register::INTERRUPT_RAISE, 1);
+    }
+
+    /// Takes the interrupt back.
+    pub fn acknowledge_interrupt(&mut self) {
+        self.function.write(BAR, register::INTERRUPT_ACKNOWLEDGE, 1);
+    }
+
+    /// Has the device copy memory by way of its buffer. Whether it arrives is for the caller to see.
+    pub fn copy(&mut self, from: u64, to: u64, length: u64) {
+        self.transfer(from, BUFFER, length, 0);
+        self.transfer(BUFFER, to, length, TO_MEMORY);
+    }
+
+    fn transfer(&mut self, source: u64, destination: u64, length: u64, direction: u64) {
+        self.write_wide(register::DMA_SOURCE, source);
+        self.write_wide(register::DMA_DESTINATION, destination);
+        self.write_wide(register::DMA_COUNT, length);
+        self.write_wide(register::DMA_COMMAND, START | direction);
+        let done = wait_until(|| u64::from(self.function.read(BAR, register::DMA_COMMAND)) & START == 0);
+        assert!(done, "the DMA engine does not come to an end");
+    }
+
+    fn write_wide(&mut self, offset: u64, value: u64) {
+        self.function
+            .client
+            .region_write(BAR, offset, &value.to_le_bytes())
+            .expect("the register can be written");
+    }
+}

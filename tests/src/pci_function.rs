@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A served PCI function: registers through vfio-user messages.
+
+use protocol::vfio_user::{Client, ClientError, IrqAction, IrqData, SetIrqs};
+use vfio::IrqIndex;
+use vfio::config_space::command;
+
+/// Region number of the config space.
+const CONFIG: u32 = 7;
+const COMMAND: u64 = 4;
+
+/// A PCI function as a VMM's vfio-user client has it.
+#[derive(Debug)]
+pub struct PciFunction {
+    /// The connection.
+    pub client: Client,
+}
+
+impl PciFunction {
+    /// A function whose version exchange is done.
+    pub const fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Reads 4 bytes of a region.
+    pub fn try_read(&mut self, region: u32, offset: u64) -> Result<u32, ClientError> {
+        let mut data = [0; 4];
+        self.client.region_read(region, offset, &mut data).map(|()| u32::from_le_bytes(data))
+    }
+
+    /// Reads 4 bytes of a region.
+    pub fn read(&mut self, region: u32, offset: u64) -> u32 {
+        self.try_read(region, offset).expect("the register can be read")
+    }
+
+    /// Writes 4 bytes of a region.
+    pub fn write(&mut self, region: u32, offset: u64, value: u32) {
+        self.client.region_write(region, offset, &value.to_le_bytes()).expect("the register can be written");
+    }
+
+    /// The command register.
+    pub fn command(&mut self) -> u16 {
+        let mut data = [0; 2];
+        self.client.region_read(CONFIG, COMMAND, &mut data).expect("the command register can be read");
+        u16::from_le_bytes(data)
+    }
+
+    /// Sets the command register.
+    pub fn set_command(&mut self, value: u16) {
+        self.client
+            .region_write(CONFIG, COMMAND, &value.to_le_bytes())
+            .expect("the command register can be written");
+    }
+
+    /// Memory decoding and bus mastering on, as a guest's driver does.
+    pub fn enable(&mut self) {
+        self.set_command(command::MEMORY | command::BUS_MASTER);
+    }
+
+    /// Changes vectors, from vector 0 on.
+    pub fn set_irqs(&mut self, index: IrqIndex, action: IrqAction, count: u32, data: IrqData) {
+        let change = SetIrqs { index: index.number(), start: 0, count, action, data };
+        self.client.set_irqs(&change).expect("the interrupts are set");
+    }
+}

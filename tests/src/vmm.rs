@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A small VMM: it opens devices, starts a server, and hands everything over.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+
+use protocol::extension::{Cookie, DeviceInfo, Face, IoasChoice};
+use protocol::vfio_user::{Capabilities, Client};
+use protocol::{ClientError, ControlClient};
+
+use crate::guest_memory::GuestMemory;
+use crate::node;
+use crate::pci_function::PciFunction;
+use crate::server_process::{PATIENCE, ServerProcess, server_binary, wait_until};
+
+/// A VMM with its server.
+#[derive(Debug)]
+pub struct Vmm {
+    /// The server.
+    pub server: ServerProcess,
+    /// The control connection.
+    pub control: ControlClient,
+    /// The VM's iommufd, as a VMM keeps it.
+    pub iommufd: File,
+}
+
+impl Vmm {
+    /// A VMM that has handed over its iommufd, and no device yet.
+    pub fn start() -> Self {
+        Self::with_server(ServerProcess::start())
+    }
+
+    /// The same with a server that was started in another way.
+    pub fn with_server((server, socket): (ServerProcess, UnixStream)) -> Self {
+        let mut control = ControlClient::new(socket, PATIENCE);
+        control.negotiate().expect("the extension is negotiated");
+        let iommufd = node::iommufd();
+        control.set_iommufd(&iommufd, IoasChoice::Allocate).expect("the iommufd is taken");
+        Self { server, control, iommufd }
+    }
+
+    /// The same with a server that listens at `path`, where more clients can connect.
+    pub fn listening(path: &Path) -> Self {
+        let mut command = Command::new(server_binary());
+        command.arg("--socket-path").arg(path);
+        let server = ServerProcess::spawn(command);
+        assert!(wait_until(|| UnixStream::connect(path).is_ok()), "nobody listens: {}", server.log());
+        let socket = UnixStream::connect(path).expect("the server listens");
+        Self::with_server((server, socket))
+    }
+
+    /// Another control connection to the server of [`Self::listening`].
+    pub fn connect_again(path: &Path) -> ControlClient {
+        let socket = UnixStream::connect(path).expect("the server listens");
+        let mut control = ControlClient::new(socket, PATIENCE);
+        control.negotiate().expect("the extension is negotiated");
+        control
+    }
+
+    /// Opens a function and hands it over; no copy stays here.
+    pub fn add(&mut self, cookie: u64, address: &str) -> Result<DeviceInfo, ClientError> {
+        self.control.add_device(Cookie(cookie), node::cdev(address))
+    }
+
+    /// Guest memory, mapped for every device.
+    pub fn map(&mut self, memory: &GuestMemory) -> Result<(), ClientError> {
+        self.control.set_memory_table(&[memory.region()], &[memory.as_fd()])
+    }
+
+    /// Nothing is mapped any more.
+    pub fn unmap_all(&mut self) -> Result<(), ClientError> {
+        self.control.set_memory_table(&[], &[])
+    }
+
+    /// Connects to a device's vfio-user face.
+    pub fn open(&mut self, cookie: u64) -> PciFunction {
+        let (near, far) = UnixStream::pair().expect("a socket pair");
+        self.control.serve(Cookie(cookie), Face::VfioUser, far).expect("the face is served");
+        let mut client = Client::new(near, PATIENCE);
+        let capabilities = Capabilities { max_msg_fds: Some(8), ..Capabilities::default() };
+        client.version(&capabilities).expect("vfio-user is negotiated");
+        PciFunction::new(client)
+    }
+}
+
+/// The id and errno of a refused request.
+pub fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (String, i32) {
+    match result {
+        Err(ClientError::Refused { errno, failure, .. }) => (failure.id().to_owned(), errno.raw_os_error()),
+        other => panic!("{other:?} instead of a refusal"),
+    }
+}
