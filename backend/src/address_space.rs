@@ -79,7 +79,11 @@ impl AddressSpace {
             self.mapping = Mapping::Deferred;
             self.table = table;
             if let Err(error) = device.detach() {
-                log::warn!("event=detach-failed device={} errno={}", device.address(), error.errno);
+                log::warn!(
+                    "event=detach-failed device={} errno={}",
+                    device.address(),
+                    error.errno.raw_os_error()
+                );
             }
         })
     }

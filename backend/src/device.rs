@@ -117,7 +117,7 @@ impl Quiescer {
                 "event=retire-failed device={} call={} errno={}",
                 self.device.address(),
                 error.call,
-                error.errno
+                error.errno.raw_os_error()
             );
         }
     }

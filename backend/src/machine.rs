@@ -297,7 +297,7 @@ impl Machine {
                     "event=quiesce-failed device={} call={} errno={}",
                     device.device.address(),
                     error.call,
-                    error.errno
+                    error.errno.raw_os_error()
                 );
             }
             device.note_quiesced();

@@ -13,8 +13,8 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::connection::{Connection, ReceiveError, SendError};
 use crate::extension::{
     AddDeviceRequest, Cookie, CookieRequest, DEFAULT_RESET_DEADLINE, DeviceInfo, Face, Failure, IoasChoice,
-    LastFailure, ListDevicesReply, MAJOR, MAX_GROUP_ROWS, MINOR, ReplyStatus, ResetGroup, ResetGroupPage,
-    ResetGroupRequest, ResetMethod, ResetReport, ResetRequest, ServeRequest, SetIommufdReply,
+    LONGEST_ATTEMPT, LastFailure, ListDevicesReply, MAJOR, MAX_GROUP_ROWS, MINOR, ReplyStatus, ResetGroup,
+    ResetGroupPage, ResetGroupRequest, ResetMethod, ResetReport, ResetRequest, ServeRequest, SetIommufdReply,
     SetIommufdRequest, VersionReply, VersionRequest, errno_from_wire,
 };
 use crate::features::{ProtocolFeatures, VirtioFeatures};
@@ -195,7 +195,8 @@ impl ControlClient {
         Err(ClientError::Unsteady)
     }
 
-    /// Resets the device, and with the hot method its whole group. `None` leaves the choice to the server.
+    /// Resets the device, and with the hot method its whole group. `None` leaves the choice to the server. The deadline
+    /// ends the server's tries; the last one may take [`LONGEST_ATTEMPT`] more.
     pub fn reset(
         &mut self,
         cookie: Cookie,
@@ -209,7 +210,8 @@ impl ControlClient {
             method: method.map_or(0, u32::from),
             deadline_ms: u32::try_from(milliseconds).unwrap_or(u32::MAX),
         };
-        let patience = deadline.unwrap_or(DEFAULT_RESET_DEADLINE).saturating_add(self.timeout);
+        let tries = deadline.unwrap_or(DEFAULT_RESET_DEADLINE);
+        let patience = tries.saturating_add(LONGEST_ATTEMPT).saturating_add(self.timeout);
         self.send(request, body.as_bytes(), &[])?;
         let reply = self.receive(request, patience)?;
         ResetReport::decode(payload(request, &reply)?).ok_or(ClientError::Malformed { request })

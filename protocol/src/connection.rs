@@ -347,6 +347,10 @@ fn send_some(
 fn wait(stream: &UnixStream, events: PollFlags, deadline: Option<Instant>) -> Result<bool, Errno> {
     loop {
         let rest = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        // Even if the stream is ready: a peer that sends byte by byte does not put the deadline off.
+        if rest.is_some_and(|rest| rest.is_zero()) {
+            return Ok(false);
+        }
         let timeout = rest.and_then(|rest| Timespec::try_from(rest).ok());
         match poll(&mut [PollFd::new(stream, events)], timeout.as_ref()) {
             Ok(ready) => return Ok(ready > 0),

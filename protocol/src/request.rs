@@ -63,7 +63,7 @@ pub enum ControlRequest {
     },
     /// `ADD_DEVICE`.
     AddDevice {
-        /// The client's name for the device.
+        /// The name that the device gets.
         cookie: Cookie,
         /// The VFIO character device.
         device: OwnedFd,

@@ -10,8 +10,8 @@ use std::mem::offset_of;
 
 use protocol::extension::{
     AddDeviceRequest, Cookie, CookieRequest, DeviceFlags, DeviceInfo, Face, GroupReason, LastFailureReply,
-    Ownership, PciAddress, ReplyStatus, ResetGroupReply, ResetGroupRequest, ResetGroupRow, ResetMethod,
-    ResetOutcome, ResetReply, ResetRequest, RowFlags, RowReason, ServeRequest, SetIommufdReply,
+    ListDevicesReply, Ownership, PciAddress, ReplyStatus, ResetGroupReply, ResetGroupRequest, ResetGroupRow,
+    ResetMethod, ResetOutcome, ResetReply, ResetRequest, RowFlags, RowReason, ServeRequest, SetIommufdReply,
     SetIommufdRequest, VersionReply, VersionRequest,
 };
 use protocol::vhost_user::{MemoryRegion, MemoryTableHeader, SingleMemoryRegion};
@@ -68,6 +68,7 @@ fn structures_of_the_code() -> BTreeMap<String, (usize, Vec<Field>)> {
         ResetRequest { cookie, method, deadline_ms }
         ResetReply { epoch, duration_us, method, outcome, attempts, affected }
         LastFailureReply { errno, request }
+        ListDevicesReply { count, reserved }
     }
 }
 

@@ -24,11 +24,21 @@ pub struct ServerProcess {
     log: File,
 }
 
-/// The server binary, built into the same folder as the test.
+/// The server.
 pub fn server_binary() -> PathBuf {
+    binary("vhost-device-vfio")
+}
+
+/// Its client.
+pub fn tool_binary() -> PathBuf {
+    binary("vfio-devctl")
+}
+
+/// A binary of the workspace, built into the same folder as the test.
+fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the path of the test");
     let folders = test.ancestors().skip(1).take(2);
-    let candidates: Vec<_> = folders.map(|folder| folder.join("vhost-device-vfio")).collect();
+    let candidates: Vec<_> = folders.map(|folder| folder.join(name)).collect();
     let found = candidates.iter().find(|path| path.exists());
     found.unwrap_or_else(|| panic!("none of {candidates:?} is there: build the workspace first")).clone()
 }

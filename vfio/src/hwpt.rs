@@ -46,7 +46,7 @@ impl Drop for Hwpt {
     /// Destroys the page table; nothing may be attached to it any more.
     fn drop(&mut self) {
         if let Err(error) = self.iommufd.destroy(self.id) {
-            log::warn!("event=hwpt-not-destroyed errno={}", error.errno);
+            log::warn!("event=hwpt-not-destroyed errno={}", error.errno.raw_os_error());
         }
     }
 }

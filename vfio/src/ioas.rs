@@ -222,7 +222,7 @@ impl Drop for Ioas {
         if self.ownership == IoasOwnership::Ours
             && let Err(error) = self.iommufd.destroy(self.id)
         {
-            log::warn!("event=ioas-not-destroyed errno={}", error.errno);
+            log::warn!("event=ioas-not-destroyed errno={}", error.errno.raw_os_error());
         }
     }
 }

@@ -30,8 +30,9 @@ struct Arguments {
     #[arg(long, group = "control", value_name = "PATH")]
     socket_path: Option<PathBuf>,
     /// Serve the control face on this inherited socket, listening or connected; with a connected one, end with its peer.
-    #[arg(long, group = "control", value_name = "FD")]
-    fd: Option<RawFd>,
+    /// May be given more than once.
+    #[arg(long, group = "control", value_name = "FD", conflicts_with = "socket_path")]
+    fd: Vec<RawFd>,
     /// Print what this backend can do, as JSON, and exit.
     #[arg(long, group = "control")]
     print_capabilities: bool,
@@ -59,7 +60,7 @@ fn named_fd(text: &str) -> Result<(Cookie, RawFd), String> {
 
 /// What the parent process handed over.
 struct Inheritance {
-    control: Option<OwnedFd>,
+    control: Vec<OwnedFd>,
     iommufd: Option<OwnedFd>,
     devices: Vec<(Cookie, OwnedFd)>,
     faces: Vec<(Cookie, OwnedFd)>,
@@ -73,29 +74,27 @@ impl Inheritance {
         };
         let devices = take_named(&arguments.device_fd)?;
         let faces = take_named(&arguments.vfio_user_fd)?;
-        let control = arguments.fd.map(|fd| fds.take(fd)).transpose()?;
+        let control = arguments.fd.iter().map(|fd| fds.take(*fd)).collect::<Result<_, _>>()?;
         let iommufd = arguments.iommufd_fd.map(|fd| fds.take(fd)).transpose()?;
         Ok(Self { control, iommufd, devices, faces })
     }
 }
 
-/// The socket that control clients use, and its path if it is ours to remove.
-fn control_socket(inherited: Option<OwnedFd>, path: Option<&Path>) -> Result<FaceSocket, Box<dyn Error>> {
-    match (inherited, path) {
-        (Some(fd), _) => Ok(FaceSocket::from_fd(fd)?),
-        (None, Some(path)) => {
-            let listener = UnixListener::bind(path)
-                .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
-            Ok(FaceSocket::from_fd(listener.into())?)
-        }
-        (None, None) => Err("neither --socket-path nor --fd was given".into()),
+/// The sockets that control clients use: those inherited, or one at `path`.
+fn control_sockets(inherited: Vec<OwnedFd>, path: Option<&Path>) -> Result<Vec<FaceSocket>, Box<dyn Error>> {
+    let mut sockets = inherited.into_iter().map(FaceSocket::from_fd).collect::<Result<Vec<_>, _>>()?;
+    if let Some(path) = path {
+        let listener = UnixListener::bind(path)
+            .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
+        sockets.push(FaceSocket::from_fd(listener.into())?);
     }
+    Ok(sockets)
 }
 
 fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let Inheritance { control, iommufd, devices, faces } = Inheritance::take(arguments)?;
     let sysfs = Sysfs::open()?;
-    let control = control_socket(control, arguments.socket_path.as_deref())?;
+    let control = control_sockets(control, arguments.socket_path.as_deref())?;
     let (signal, signalled) = UnixStream::pair()?;
     signal_hook::low_level::pipe::register(SIGTERM, signalled.try_clone()?)?;
     signal_hook::low_level::pipe::register(SIGINT, signalled)?;
@@ -114,7 +113,9 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         server.machine().device(cookie)?;
         server.serve_device(cookie, FaceSocket::from_fd(socket)?)?;
     }
-    server.serve_control(control)?;
+    for socket in control {
+        server.serve_control(socket)?;
+    }
     server.run()?;
     Ok(())
 }

@@ -76,8 +76,9 @@ impl Server {
         let request = header.request;
         if let ControlReply::Refused { errno, failure } = reply {
             log::warn!(
-                "event=refused connection={} request={request} errno={errno} reason=\"{failure}\"",
-                token.0
+                "event=refused connection={} request={request} errno={} reason=\"{failure}\"",
+                token.0,
+                errno.raw_os_error()
             );
         }
         peer.session.note(request, reply);
@@ -93,7 +94,7 @@ impl Server {
         match peer.watch(&self.poller, token) {
             Ok(()) => drop(self.endpoints.insert(token, Endpoint::Control(peer))),
             Err(errno) => {
-                log::error!("event=watch-failed connection={} errno={errno}", token.0);
+                log::error!("event=watch-failed connection={} errno={}", token.0, errno.raw_os_error());
                 self.close_control(token);
             }
         }

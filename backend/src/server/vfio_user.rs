@@ -84,7 +84,7 @@ impl Server {
         match peer.watch(&self.poller, token) {
             Ok(()) => drop(self.endpoints.insert(token, Endpoint::VfioUser(peer))),
             Err(errno) => {
-                log::error!("event=watch-failed connection={} errno={errno}", token.0);
+                log::error!("event=watch-failed connection={} errno={}", token.0, errno.raw_os_error());
                 self.close_vfio_user(token, &peer, &ReceiveError::Io(errno));
             }
         }

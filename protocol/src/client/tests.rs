@@ -158,6 +158,7 @@ fn a_whole_session_is_understood_on_both_sides() {
         ControlRequest::AddDevice { cookie: COOKIE, .. } | ControlRequest::GetDeviceInfo(COOKIE) => {
             ControlReply::Device(device())
         }
+        ControlRequest::ListDevices => ControlReply::Devices(vec![COOKIE]),
         ControlRequest::SetOwner
         | ControlRequest::AddMemoryRegion(_)
         | ControlRequest::RemoveMemoryRegion(_)
@@ -181,6 +182,7 @@ fn a_whole_session_is_understood_on_both_sides() {
     client.remove_memory_region(region).unwrap();
     assert_eq!(client.add_device(COOKIE, &file).unwrap(), device());
     assert_eq!(client.device_info(COOKIE).unwrap(), device());
+    assert_eq!(client.list_devices().unwrap(), [COOKIE]);
     client.serve(COOKIE, Face::VfioUser, &file).unwrap();
     client.remove_device(COOKIE).unwrap();
     server.end(client);

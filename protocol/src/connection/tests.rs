@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::thread;
 
+use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
 use super::*;
@@ -338,6 +339,23 @@ fn waiting_for_a_message_ends_in_time() {
 }
 
 #[test]
+fn a_peer_that_sends_byte_by_byte_does_not_put_the_deadline_off() {
+    let (mut server, mut peer) = server();
+    let sender = thread::spawn(move || {
+        for byte in message(RequestNumber::SET_FEATURES, &[0; 4096]) {
+            if peer.write_all(&[byte]).is_err() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let outcome = server.receive_within(Duration::from_millis(50));
+    assert!(matches!(outcome, Err(ReceiveError::TimedOut)));
+    drop(server);
+    sender.join().unwrap();
+}
+
+#[test]
 fn waiting_for_a_peer_to_read_ends_in_time() {
     let (ours, _peer) = UnixStream::pair().unwrap();
     let mut client = Connection::<VfioUserHeader>::new(ours, Endpoint::Client);
@@ -359,4 +377,47 @@ fn a_large_message_crosses_while_both_ends_wait() {
     });
     assert_eq!(server.receive_within(timeout).unwrap().body, vec![5; VfioUserHeader::MAX_BODY]);
     sender.join().unwrap();
+}
+
+proptest! {
+    #[test]
+    fn messages_arrive_whole_however_the_stream_is_cut(
+        bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..100), 1..6),
+        cuts in prop::collection::vec(1..40_usize, 1..50),
+    ) {
+        let (mut server, mut peer) = server();
+        let stream: Vec<u8> = bodies.iter().flat_map(|body| message(RequestNumber::SET_OWNER, body)).collect();
+        let mut rest = stream.as_slice();
+        let mut received = Vec::new();
+        for cut in cuts.iter().cycle() {
+            let (piece, others) = rest.split_at((*cut).min(rest.len()));
+            peer.write_all(piece).unwrap();
+            while let Some(frame) = server.receive().unwrap() {
+                received.push(frame.body);
+            }
+            rest = others;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        prop_assert_eq!(received, bodies);
+        prop_assert!(server.partial_since().is_none());
+    }
+
+    #[test]
+    fn no_stream_makes_the_receiver_panic_or_wait(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let (mut server, mut peer) = server();
+        peer.write_all(&bytes).unwrap();
+        drop(peer);
+        // Every message takes at least a header, and the end of the stream is an error.
+        let ended = (0..=bytes.len() / 12).any(|_| match server.receive() {
+            Ok(Some(frame)) => {
+                let _ = crate::ControlRequest::parse(frame).is_ok();
+                false
+            }
+            Ok(None) => false,
+            Err(_) => true,
+        });
+        prop_assert!(ended);
+    }
 }

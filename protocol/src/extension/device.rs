@@ -7,7 +7,7 @@ use std::ops::BitOr;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Cookie, read_all, split};
+use super::{Cookie, MAX_DEVICES, read_all, split};
 
 /// Address of a PCI function.
 #[derive(
@@ -133,15 +133,16 @@ pub struct DeviceInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ListDevicesReply {
-    /// Number of cookies that follow, at most [`super::MAX_DEVICES`].
+    /// Number of cookies that follow, at most [`MAX_DEVICES`].
     pub count: u32,
     /// 0.
     pub reserved: u32,
 }
 
 impl ListDevicesReply {
-    /// Appends the reply's payload to `body`.
+    /// Appends the reply's payload to `body`, for at most [`MAX_DEVICES`] cookies.
     pub(crate) fn encode(cookies: &[Cookie], body: &mut Vec<u8>) {
+        let cookies = cookies.get(..usize::from(MAX_DEVICES)).unwrap_or(cookies);
         let count = u32::try_from(cookies.len()).unwrap_or(u32::MAX);
         body.extend(Self { count, reserved: 0 }.as_bytes());
         body.extend(cookies.as_bytes());
@@ -182,6 +183,25 @@ mod tests {
         assert_eq!(Name(*b"vfio").as_str(), "vfio");
         assert_eq!(Name(*b"vf\xffo").as_str(), "vf");
         assert_eq!(Name(*b"\0fio").as_str(), "");
+    }
+
+    #[test]
+    fn a_list_of_devices_survives_the_wire() {
+        for list in [vec![], vec![Cookie(1)], (0..64).map(Cookie).collect()] {
+            let mut payload = Vec::new();
+            ListDevicesReply::encode(&list, &mut payload);
+            assert_eq!(ListDevicesReply::decode(&payload), Some(list));
+        }
+    }
+
+    #[test]
+    fn a_list_of_another_length_than_it_says_is_malformed() {
+        let mut payload = Vec::new();
+        ListDevicesReply::encode(&[Cookie(1), Cookie(2)], &mut payload);
+        for size in (0..payload.len()).filter(|size| *size != 24) {
+            assert_eq!(ListDevicesReply::decode(&payload[..size]), None, "{size} bytes");
+        }
+        assert_eq!(ListDevicesReply::decode(&[payload.as_slice(), &[0; 8]].concat()), None);
     }
 
     #[test]

@@ -22,7 +22,8 @@ pub use handover::{
     SetIommufdRequest,
 };
 pub use reset::{
-    DEFAULT_RESET_DEADLINE, Epoch, ResetMethod, ResetOutcome, ResetReply, ResetReport, ResetRequest,
+    DEFAULT_RESET_DEADLINE, Epoch, LONGEST_ATTEMPT, ResetMethod, ResetOutcome, ResetReply, ResetReport,
+    ResetRequest,
 };
 pub use reset_group::{
     Generation, GroupReason, MAX_GROUP_ROWS, MAX_PAGE_ROWS, Ownership, ResetGroup, ResetGroupPage,

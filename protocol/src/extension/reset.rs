@@ -8,11 +8,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
 use super::{Cookie, MAX_DEVICES, read_all, split};
 
-/// How long a reset may take when the client names no deadline. After a bus reset the kernel alone waits up to 60 s
-/// for a function to come back.
+/// How long a reset is tried again when the client names no deadline.
 pub const DEFAULT_RESET_DEADLINE: Duration = Duration::from_mins(1);
 
-/// Counts the resets of a reset group.
+/// How long one attempt can take, also one that begins just before the deadline: after a bus reset the kernel waits that
+/// long for a function to come back.
+pub const LONGEST_ATTEMPT: Duration = Duration::from_mins(1);
+
+/// Counts the resets that a server has done.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -48,7 +51,7 @@ pub struct ResetRequest {
     pub cookie: Cookie,
     /// A [`ResetMethod`], or 0: the function alone if it can be, else its group.
     pub method: u32,
-    /// How many milliseconds the reset may take; 0: the server's default.
+    /// How long to try again while the kernel is busy, in milliseconds; 0: the server's default.
     pub deadline_ms: u32,
 }
 
@@ -56,7 +59,7 @@ pub struct ResetRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ResetReply {
-    /// The group's epoch that the reset began.
+    /// The epoch that the reset began.
     pub epoch: Epoch,
     /// How long it took, in microseconds.
     pub duration_us: u64,
@@ -73,7 +76,7 @@ pub struct ResetReply {
 /// What a reset did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResetReport {
-    /// The group's epoch that it began.
+    /// The epoch that it began.
     pub epoch: Epoch,
     /// How long it took, to the microsecond.
     pub duration: Duration,
@@ -83,7 +86,7 @@ pub struct ResetReport {
     pub outcome: ResetOutcome,
     /// How often the kernel was asked.
     pub attempts: u32,
-    /// Which of the asking connection's devices were reset, at most [`MAX_DEVICES`]; more would not be encoded.
+    /// Which devices of the server were reset, at most [`MAX_DEVICES`]; more would not be encoded.
     pub affected: Vec<Cookie>,
 }
 
@@ -157,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_names_no_more_devices_than_a_connection_may_have() {
+    fn a_report_names_no_more_devices_than_a_server_may_have() {
         let affected: Vec<_> = (0..100).map(Cookie).collect();
         let decoded = ResetReport::decode(&encode(&ResetReport { affected, ..report() })).unwrap();
         assert_eq!(decoded.affected.len(), usize::from(MAX_DEVICES));

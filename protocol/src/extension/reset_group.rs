@@ -8,7 +8,7 @@ use super::{Cookie, IommuGroup, Name, PciAddress, read_all, split};
 use crate::frame::Header;
 use crate::header::VhostUserHeader;
 
-/// Counts the changes of a reset group. Rows of different generations do not belong together.
+/// Changes when a device comes, goes or is reset. Rows of different generations do not belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct Generation(pub u64);
@@ -49,7 +49,7 @@ pub enum GroupReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ResetGroupReply {
-    /// Changes whenever the group or its availability does.
+    /// Of which state of the group this tells.
     pub generation: Generation,
     /// 1 if the group can be reset now, else 0.
     pub available: u32,
@@ -101,7 +101,7 @@ super::numbered!(GroupReason, Ownership, RowReason);
 pub struct RowFlags(pub u32);
 
 impl RowFlags {
-    /// Bit 0: the row's cookie names a device that this connection handed over.
+    /// Bit 0: the function is a device of this server, and the row's cookie its name.
     pub const HAS_COOKIE: Self = Self(1);
 }
 
@@ -113,7 +113,7 @@ pub struct ResetGroupRow {
     pub address: PciAddress,
     /// Whose it is.
     pub ownership: Ownership,
-    /// The asking client's name for it; counts only with [`RowFlags::HAS_COOKIE`].
+    /// Its name; counts only with [`RowFlags::HAS_COOKIE`].
     pub cookie: Cookie,
     /// What is so about the row.
     pub flags: RowFlags,
@@ -130,7 +130,7 @@ pub struct ResetGroupRow {
 }
 
 impl ResetGroupRow {
-    /// The asking client's name for the function, if it handed it over.
+    /// The function's name, if it is a device of this server.
     pub fn cookie(&self) -> Option<Cookie> {
         (self.flags.0 & RowFlags::HAS_COOKIE.0 != 0).then_some(self.cookie)
     }

@@ -11,7 +11,7 @@ use crate::header::VhostUserHeader;
 pub const MAJOR: u16 = 1;
 /// Minor version of the extension. The smaller one of both ends counts.
 pub const MINOR: u16 = 0;
-/// Most devices that one connection may hand over.
+/// Most devices of a server.
 pub const MAX_DEVICES: u16 = 64;
 /// Most memory regions that the memory table may have.
 pub const MAX_MEMORY_SLOTS: u16 = 256;
@@ -40,7 +40,7 @@ pub struct VersionReply {
     pub max_payload: u32,
     /// Most descriptors in one message.
     pub max_descriptors: u32,
-    /// Most devices that the connection may hand over.
+    /// Most devices of the server.
     pub max_devices: u32,
     /// Most regions in the memory table.
     pub max_memory_slots: u32,

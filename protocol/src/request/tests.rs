@@ -11,7 +11,7 @@ use super::*;
 use crate::frame::Header;
 
 /// Every request of the protocol with a payload of zeroes of the right size and the descriptors it takes.
-const WELL_FORMED: [(RequestNumber, usize, usize); 18] = [
+const WELL_FORMED: [(RequestNumber, usize, usize); 19] = [
     (RequestNumber::GET_FEATURES, 0, 0),
     (RequestNumber::SET_FEATURES, 8, 0),
     (RequestNumber::SET_OWNER, 0, 0),
@@ -30,6 +30,7 @@ const WELL_FORMED: [(RequestNumber, usize, usize); 18] = [
     (RequestNumber::GET_RESET_GROUP, 16, 0),
     (RequestNumber::RESET, 16, 0),
     (RequestNumber::LAST_FAILURE, 0, 0),
+    (RequestNumber::LIST_DEVICES, 0, 0),
 ];
 
 const COOKIE: Cookie = Cookie(7);
@@ -96,7 +97,7 @@ fn every_request_must_have_its_descriptors() {
 
 #[test]
 fn an_unknown_request_is_told_apart() {
-    for number in [0, 4, 6, 12, 21, 34, 39, 45, 0x51ff, 0x5209, 0x527f, 0x5280, u32::MAX] {
+    for number in [0, 4, 6, 12, 21, 34, 39, 45, 0x51ff, 0x520a, 0x527f, 0x5280, u32::MAX] {
         let request = RequestNumber(number);
         let error = parse(request, &[0; 8], 1).unwrap_err();
         assert_eq!(error, RequestError::Unknown { request });

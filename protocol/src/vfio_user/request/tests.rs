@@ -59,7 +59,7 @@ fn every_command_must_have_its_size() {
     ] {
         for wrong in [size - 1_isize, size + 1, size + 48] {
             let Ok(wrong) = usize::try_from(wrong) else { continue };
-            // All bits set below: a SET_IRQS must fail by its size only where its flags are good.
+            // As SET_IRQS a good one, so that nothing but its size is wrong.
             let body = [irq_set(0x21, 0, 1).as_slice(), &[0; 128]].concat();
             let outcome = parse(command, &body[..wrong], 0);
             assert!(matches!(outcome, Err(RequestError::Size { .. })), "{command} of {wrong}: {outcome:?}");

@@ -11,6 +11,7 @@ mod interrupts;
 mod refusals;
 mod reset;
 mod teardown;
+mod tool;
 
 use std::process::ExitCode;
 
@@ -52,6 +53,8 @@ fn trials_of(topology: &str) -> Vec<Trial> {
         "edu-igb" => trials! {
             reset: a_hot_reset_brings_registers_to_their_defaults, a_sibling_of_another_group_blocks_until_it_is_passed,
                 a_function_without_driver_blocks, function_reset_is_preferred;
+            tool: the_tool_names_the_blocker_and_the_remedy, the_tool_resets_what_is_complete,
+                the_tool_leaves_nothing_behind;
         },
         "rciep" => trials! { reset: a_device_on_the_root_bus_has_no_hot_reset; },
         "gen4" => trials! { reset: a_link_that_does_not_come_back_is_reported; },

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The client of the device server: hands devices over, asks about them, resets them.
+
+mod launch;
+mod tool_error;
+mod view;
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use protocol::ControlClient;
+use protocol::extension::{Cookie, DeviceInfo, ResetMethod};
+
+use self::launch::Launch;
+use self::tool_error::ToolError;
+use self::view::{DeviceView, ResetGroupView, ResetView, View};
+
+/// How long a server may take to answer anything but a reset.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Talks to vhost-device-vfio.
+///
+/// Exit status: 0 done; 1 refused, with the reason on standard error; 2 wrong usage; 3 the server cannot be reached.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Print JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Describe the devices of a server, or one of them.
+    Info {
+        #[command(flatten)]
+        server: ServerSocket,
+        /// A device, by its PCI address or its cookie.
+        device: Option<String>,
+    },
+    /// Show who is reset along with a device, and whether that can be done now.
+    ResetGroup {
+        #[command(flatten)]
+        server: ServerSocket,
+        /// The device, by its PCI address or its cookie.
+        device: String,
+    },
+    /// Reset a device.
+    Reset {
+        #[command(flatten)]
+        server: ServerSocket,
+        /// The device, by its PCI address or its cookie.
+        device: String,
+        /// How far the reset may reach.
+        #[arg(long, default_value = "auto")]
+        method: Method,
+        /// For how many seconds a busy kernel is asked again.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        deadline: u32,
+    },
+    /// Open devices, start a server and hand them over; ends with the server or on a signal.
+    Launch(Launch),
+}
+
+#[derive(Debug, clap::Args)]
+struct ServerSocket {
+    /// The server's control socket.
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Method {
+    /// The function alone if it can be, else its slot or bus.
+    Auto,
+    /// The function alone.
+    Function,
+    /// The whole slot or bus.
+    Hot,
+}
+
+impl Method {
+    const fn wire(self) -> Option<ResetMethod> {
+        match self {
+            Self::Auto => None,
+            Self::Function => Some(ResetMethod::Function),
+            Self::Hot => Some(ResetMethod::Hot),
+        }
+    }
+}
+
+/// A negotiated session with the server at `path`.
+fn connect(path: &Path) -> Result<ControlClient, ToolError> {
+    let stream = UnixStream::connect(path).map_err(|error| ToolError::unreachable(path, &error))?;
+    let mut client = ControlClient::new(stream, PATIENCE);
+    client.negotiate()?;
+    Ok(client)
+}
+
+fn all_devices(client: &mut ControlClient) -> Result<Vec<DeviceInfo>, ToolError> {
+    let cookies = client.list_devices()?;
+    cookies.into_iter().map(|cookie| Ok(client.device_info(cookie)?)).collect()
+}
+
+/// The device that a person means.
+fn find(client: &mut ControlClient, name: &str) -> Result<DeviceInfo, ToolError> {
+    let devices = all_devices(client)?;
+    let cookie = name.parse().map(Cookie);
+    let is_meant = |info: &DeviceInfo| cookie == Ok(info.cookie) || info.address.to_string() == name;
+    devices.into_iter().find(is_meant).ok_or_else(|| ToolError::no_such_device(name))
+}
+
+fn run(command: Command, json: bool) -> Result<(), ToolError> {
+    match command {
+        Command::Info { server, device } => {
+            let mut client = connect(&server.socket)?;
+            let devices = match device {
+                Some(name) => vec![find(&mut client, &name)?],
+                None => all_devices(&mut client)?,
+            };
+            DeviceView::list(&devices).print(json)
+        }
+        Command::ResetGroup { server, device } => {
+            let mut client = connect(&server.socket)?;
+            let device = find(&mut client, &device)?;
+            ResetGroupView::new(&device, &client.reset_group(device.cookie)?).print(json)
+        }
+        Command::Reset { server, device, method, deadline } => {
+            let mut client = connect(&server.socket)?;
+            let device = find(&mut client, &device)?;
+            let deadline = Duration::from_secs(deadline.into());
+            let report = client.reset(device.cookie, method.wire(), Some(deadline))?;
+            ResetView::new(&device, &report).print(json)
+        }
+        Command::Launch(launch) => launch.run(json),
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.command, arguments.json) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error.print(arguments.json);
+            error.exit_code()
+        }
+    }
+}

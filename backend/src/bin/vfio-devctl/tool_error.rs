@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the tool tells a person when it fails: the server's words, or its own in the same form.
+
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use protocol::ClientError;
+use protocol::extension::Failure;
+use serde::Serialize;
+use vfio::PciAddress;
+
+const EXIT_REFUSED: u8 = 1;
+const EXIT_UNREACHABLE: u8 = 3;
+
+/// A failed command.
+#[derive(Debug)]
+pub(crate) struct ToolError {
+    failure: Failure,
+    /// Of Linux, 0 where no call failed.
+    errno: i32,
+    exit_code: u8,
+}
+
+#[derive(Serialize)]
+struct ErrorView<'a> {
+    id: &'a str,
+    errno: i32,
+    what: &'a str,
+    why: &'a str,
+    fix: &'a str,
+}
+
+impl ToolError {
+    fn refused(failure: Failure, errno: i32) -> Self {
+        Self { failure, errno, exit_code: EXIT_REFUSED }
+    }
+
+    fn from_io(id: &str, what: String, error: &io::Error, fix: &str) -> Self {
+        let errno = error.raw_os_error().unwrap_or(0);
+        Self::refused(Failure::new(id, what, format!("The system says: {error}."), fix), errno)
+    }
+
+    /// Nobody listens at the path.
+    pub(crate) fn unreachable(path: &Path, error: &io::Error) -> Self {
+        let what = format!("There is no server at {}.", path.display());
+        let fix = "Start one with `vfio-devctl launch`, or name the socket of the one that runs.";
+        Self { exit_code: EXIT_UNREACHABLE, ..Self::from_io("server-unreachable", what, error, fix) }
+    }
+
+    /// The server has no device of that name.
+    pub(crate) fn no_such_device(name: &str) -> Self {
+        let what = format!("The server has no device `{name}`.");
+        let why = "No device with that PCI address or cookie was handed over.";
+        Self::refused(Failure::new("no-such-device", what, why, "Look at `vfio-devctl info`."), 0)
+    }
+
+    /// The function is not there, or has no cdev.
+    pub(crate) fn no_cdev(address: PciAddress, why: String) -> Self {
+        let what = format!("{address} has no VFIO device to open.");
+        let fix = format!(
+            "Bind it: echo vfio-pci > /sys/bus/pci/devices/{address}/driver_override; \
+             echo {address} > /sys/bus/pci/drivers_probe."
+        );
+        Self::refused(Failure::new("not-on-vfio", what, why, fix), 0)
+    }
+
+    /// A file of /dev cannot be opened.
+    pub(crate) fn open(path: &Path, error: &io::Error) -> Self {
+        let what = format!("{} cannot be opened.", path.display());
+        Self::from_io(
+            "cannot-open",
+            what,
+            error,
+            "Check that the kernel has iommufd and VFIO cdevs, and the file's owner.",
+        )
+    }
+
+    /// A socket of ours cannot be made.
+    pub(crate) fn socket(path: &Path, error: &io::Error) -> Self {
+        let what = format!("A socket at {} cannot be made.", path.display());
+        Self::from_io(
+            "cannot-listen",
+            what,
+            error,
+            "Name a path that does not exist, in a folder that you can write.",
+        )
+    }
+
+    /// The server does not start, or ends badly.
+    pub(crate) fn server(path: &Path, error: &io::Error) -> Self {
+        let what = format!("The server {} does not run.", path.display());
+        Self::from_io("server-failed", what, error, "Read its log above, or name another one with --server.")
+    }
+
+    /// Output cannot be written.
+    pub(crate) fn output(error: &io::Error) -> Self {
+        Self::from_io("cannot-print", "The answer cannot be printed.".into(), error, "Check standard output.")
+    }
+
+    pub(crate) fn print(&self, json: bool) {
+        let Self { failure, errno, .. } = self;
+        let (id, what, why, fix) = (failure.id(), failure.what(), failure.why(), failure.fix());
+        let view = ErrorView { id, errno: *errno, what, why, fix };
+        match serde_json::to_string(&view) {
+            Ok(text) if json => eprintln!("{text}"),
+            _ => eprintln!("vfio-devctl: {what}\n  why: {why}\n  fix: {fix}\n  id:  {id}"),
+        }
+    }
+
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        self.exit_code.into()
+    }
+}
+
+impl From<ClientError> for ToolError {
+    fn from(error: ClientError) -> Self {
+        if let ClientError::Refused { errno, failure, .. } = error {
+            return Self::refused(failure, errno.raw_os_error());
+        }
+        let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+        let why: Vec<_> = causes.map(|cause| format!("{cause}.")).collect();
+        let failure =
+            Failure::new("session-broken", format!("{error}."), why.join(" "), "Look at the server's log.");
+        Self { failure, errno: 0, exit_code: EXIT_UNREACHABLE }
+    }
+}

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the tool prints: the same facts as text for people and as JSON for programs.
+
+use std::io::Write;
+
+use protocol::extension::{
+    DeviceFlags, DeviceInfo, GroupReason, Ownership, ResetGroup, ResetGroupRow, ResetMethod, ResetOutcome,
+    ResetReport, RowReason,
+};
+use serde::Serialize;
+use vhost_device_vfio::reset::report;
+
+use crate::tool_error::ToolError;
+
+/// Something that can be printed in both forms.
+pub(crate) trait View: Serialize {
+    /// The lines for a person.
+    fn text(&self) -> String;
+
+    fn print(&self, json: bool) -> Result<(), ToolError> {
+        let text = if json {
+            serde_json::to_string(self).map_err(|error| ToolError::output(&error.into()))?
+        } else {
+            self.text()
+        };
+        writeln!(std::io::stdout(), "{}", text.trim_end()).map_err(|error| ToolError::output(&error))
+    }
+}
+
+/// A device.
+#[derive(Debug, Serialize)]
+pub(crate) struct DeviceView {
+    cookie: u64,
+    address: String,
+    vendor: String,
+    device: String,
+    class: String,
+    iommu_group: Option<u32>,
+    vfio_device: String,
+    driver: String,
+    function_reset: bool,
+    served: bool,
+    regions: u32,
+    irqs: u32,
+}
+
+impl DeviceView {
+    pub(crate) fn list(devices: &[DeviceInfo]) -> Vec<Self> {
+        devices.iter().map(Self::from).collect()
+    }
+}
+
+impl From<&DeviceInfo> for DeviceView {
+    fn from(info: &DeviceInfo) -> Self {
+        Self {
+            cookie: info.cookie.0,
+            address: info.address.to_string(),
+            vendor: format!("{:04x}", info.vendor),
+            device: format!("{:04x}", info.device),
+            class: format!("{:06x}", info.class),
+            iommu_group: info.iommu_group.number(),
+            vfio_device: info.vfio_device.as_str().into(),
+            driver: info.driver.as_str().into(),
+            function_reset: info.flags.contains(DeviceFlags::FUNCTION_RESET),
+            served: info.flags.contains(DeviceFlags::SERVED),
+            regions: info.regions,
+            irqs: info.irqs,
+        }
+    }
+}
+
+impl View for Vec<DeviceView> {
+    fn text(&self) -> String {
+        let mut table = Table::new(&[
+            "cookie",
+            "address",
+            "id",
+            "class",
+            "group",
+            "cdev",
+            "driver",
+            "own reset",
+            "served",
+        ]);
+        for device in self {
+            table.row(&[
+                device.cookie.to_string(),
+                device.address.clone(),
+                format!("{}:{}", device.vendor, device.device),
+                device.class.clone(),
+                number_or_dash(device.iommu_group),
+                device.vfio_device.clone(),
+                device.driver.clone(),
+                yes_or_no(device.function_reset),
+                yes_or_no(device.served),
+            ]);
+        }
+        table.text()
+    }
+}
+
+/// A reset group, as seen from one of its devices.
+#[derive(Debug, Serialize)]
+pub(crate) struct ResetGroupView {
+    device: String,
+    generation: u64,
+    available: bool,
+    reason: &'static str,
+    functions: Vec<FunctionView>,
+}
+
+/// A function of a reset group.
+#[derive(Debug, Serialize)]
+struct FunctionView {
+    address: String,
+    cookie: Option<u64>,
+    iommu_group: Option<u32>,
+    vfio_device: String,
+    driver: String,
+    ownership: &'static str,
+    blocks: bool,
+    reason: &'static str,
+    remedy: String,
+}
+
+impl ResetGroupView {
+    pub(crate) fn new(device: &DeviceInfo, group: &ResetGroup) -> Self {
+        Self {
+            device: device.address.to_string(),
+            generation: group.generation.0,
+            available: group.reason == GroupReason::Available,
+            reason: match group.reason {
+                GroupReason::Available => "available",
+                GroupReason::Blocked => "blocked",
+                GroupReason::NoReset => "no-slot-or-bus-reset",
+            },
+            functions: group.rows.iter().map(FunctionView::from).collect(),
+        }
+    }
+}
+
+impl From<&ResetGroupRow> for FunctionView {
+    fn from(row: &ResetGroupRow) -> Self {
+        Self {
+            address: row.address.to_string(),
+            cookie: row.cookie().map(|cookie| cookie.0),
+            iommu_group: row.iommu_group.number(),
+            vfio_device: row.vfio_device.as_str().into(),
+            driver: row.driver.as_str().into(),
+            ownership: match row.ownership {
+                Ownership::Ours => "ours",
+                Ownership::Implied => "implied",
+                Ownership::Blocking => "blocking",
+            },
+            blocks: row.ownership == Ownership::Blocking,
+            reason: match row.reason {
+                RowReason::None => "none",
+                RowReason::NoDriver => "no-driver",
+                RowReason::KernelDriver => "kernel-driver",
+                RowReason::NotOurs => "not-ours",
+                RowReason::Bridge => "bridge",
+                RowReason::OtherScope => "other-scope",
+                RowReason::Unknown => "unknown",
+            },
+            remedy: report::remedy(row),
+        }
+    }
+}
+
+impl View for ResetGroupView {
+    fn text(&self) -> String {
+        let verdict = match self.reason {
+            "available" => "can be hot reset now",
+            "blocked" => "cannot be hot reset: a function in its group blocks",
+            _ => "cannot be hot reset: neither its slot nor its bus has a reset",
+        };
+        let mut table = Table::new(&[
+            "address",
+            "in this VM as",
+            "group",
+            "cdev",
+            "driver",
+            "owned",
+            "blocks",
+            "what to do",
+        ]);
+        for function in &self.functions {
+            table.row(&[
+                function.address.clone(),
+                function.cookie.map_or("-".into(), |cookie| cookie.to_string()),
+                number_or_dash(function.iommu_group),
+                function.vfio_device.clone(),
+                function.driver.clone(),
+                function.ownership.into(),
+                yes_or_no(function.blocks),
+                function.remedy.clone(),
+            ]);
+        }
+        format!("{} {verdict} (generation {}).\n{}", self.device, self.generation, table.text())
+    }
+}
+
+/// A reset that was done.
+#[derive(Debug, Serialize)]
+pub(crate) struct ResetView {
+    device: String,
+    method: &'static str,
+    outcome: &'static str,
+    epoch: u64,
+    duration_us: u64,
+    attempts: u32,
+    affected: Vec<u64>,
+}
+
+impl ResetView {
+    pub(crate) fn new(device: &DeviceInfo, report: &ResetReport) -> Self {
+        Self {
+            device: device.address.to_string(),
+            method: match report.method {
+                ResetMethod::Function => "function",
+                ResetMethod::Hot => "hot",
+            },
+            outcome: match report.outcome {
+                ResetOutcome::Done => "done",
+                ResetOutcome::LinkUnconfirmed => "done-link-unconfirmed",
+            },
+            epoch: report.epoch.0,
+            duration_us: u64::try_from(report.duration.as_micros()).unwrap_or(u64::MAX),
+            attempts: report.attempts,
+            affected: report.affected.iter().map(|cookie| cookie.0).collect(),
+        }
+    }
+}
+
+impl View for ResetView {
+    fn text(&self) -> String {
+        let affected: Vec<_> = self.affected.iter().map(u64::to_string).collect();
+        format!(
+            "{}: {} reset {} in {} us, {} attempt(s), epoch {}; devices reset: {}",
+            self.device,
+            self.method,
+            self.outcome.replace('-', ", "),
+            self.duration_us,
+            self.attempts,
+            self.epoch,
+            affected.join(", ")
+        )
+    }
+}
+
+/// Columns that line up. The last one may be as long as it is.
+struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn new(titles: &[&str]) -> Self {
+        Self { rows: vec![titles.iter().map(ToString::to_string).collect()] }
+    }
+
+    fn row(&mut self, cells: &[String]) {
+        self.rows
+            .push(cells.iter().map(|cell| if cell.is_empty() { "-".into() } else { cell.clone() }).collect());
+    }
+
+    fn text(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width =
+            |column| self.rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let line = |row: &Vec<String>| {
+            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+        };
+        self.rows.iter().map(line).collect()
+    }
+}
+
+fn yes_or_no(value: bool) -> String {
+    if value { "yes".into() } else { "no".into() }
+}
+
+fn number_or_dash(number: Option<u32>) -> String {
+    number.map_or("-".into(), |number| number.to_string())
+}
