@@ -147,9 +147,11 @@ pub struct ResetGroup {
     pub rows: Vec<ResetGroupRow>,
 }
 
+/// What a server that knows the whole group answers.
+#[cfg(test)]
 impl ResetGroup {
     /// The reply to a request for at most `max_rows` rows from `first_row` on, fewer if they do not fit.
-    pub fn page(&self, first_row: u32, max_rows: u32) -> ResetGroupPage {
+    pub(crate) fn page(&self, first_row: u32, max_rows: u32) -> ResetGroupPage {
         let first_row = usize::try_from(first_row).unwrap_or(usize::MAX);
         let max_rows = usize::try_from(max_rows).unwrap_or(usize::MAX).min(MAX_PAGE_ROWS);
         ResetGroupPage {
