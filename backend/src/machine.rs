@@ -243,6 +243,11 @@ impl Machine {
         let quiescers =
             affected.iter().filter_map(|cookie| Some((*cookie, self.devices.get(cookie)?.quiescer())));
         let affected_devices = quiescers.collect();
+        log::info!(
+            "event=reset-begun device={} method={method:?} affected={}",
+            target.address(),
+            affected.len()
+        );
         self.held = affected;
         let deadline = deadline.unwrap_or(DEFAULT_RESET_DEADLINE);
         Ok(Job::Reset(ResetOrder { target, method, affected: affected_devices, deadline }))

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
-use protocol::extension::{Cookie, DeviceInfo, Face, IoasChoice};
+use protocol::extension::{Cookie, DeviceInfo, Face, IoasChoice, KernelFeatures};
 use protocol::vfio_user::{Capabilities, Client};
 use protocol::{ClientError, ControlClient};
 
@@ -26,6 +26,8 @@ pub struct Vmm {
     pub control: ControlClient,
     /// The VM's iommufd, as a VMM keeps it.
     pub iommufd: File,
+    /// What the server found that the kernel can do.
+    pub kernel_features: KernelFeatures,
 }
 
 impl Vmm {
@@ -39,8 +41,8 @@ impl Vmm {
         let mut control = ControlClient::new(socket, PATIENCE);
         control.negotiate().expect("the extension is negotiated");
         let iommufd = node::iommufd();
-        control.set_iommufd(&iommufd, IoasChoice::Allocate).expect("the iommufd is taken");
-        Self { server, control, iommufd }
+        let reply = control.set_iommufd(&iommufd, IoasChoice::Allocate).expect("the iommufd is taken");
+        Self { server, control, iommufd, kernel_features: reply.kernel_features }
     }
 
     /// The same with a server that listens at `path`, where more clients can connect.

@@ -15,7 +15,6 @@ use vfio_bindings::bindings::vfio::{
 use crate::error::{CallError, Object};
 use crate::hot_reset::{self, HotReset, HotResetInfo};
 use crate::hwpt::Hwpt;
-use crate::ioas::Ioas;
 use crate::ioctl::{self, Ioctl};
 use crate::iommufd::Iommufd;
 use crate::irq::{IrqIndex, IrqInfo, IrqSet};
@@ -283,15 +282,6 @@ impl Device {
         region.offset.checked_add(offset).ok_or(Errno::INVAL)
     }
 
-    /// Attaches the device to an IOAS, over a page table that the kernel makes.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::attach`].
-    pub fn attach_ioas(&self, ioas: &Ioas) -> Result<(), CallError> {
-        self.attach_page_table(ioas.id())
-    }
-
     /// Attaches the device to a page table, replacing the one it is attached to: atomically, and for every function of
     /// its IOMMU group.
     ///
@@ -300,11 +290,7 @@ impl Device {
     /// `EINVAL` the page table is not of this device's kind, or the group is attached to another one for the first
     /// time; `EADDRINUSE` a mapping collides with a reserved range of the device.
     pub fn attach(&self, hwpt: &Hwpt) -> Result<(), CallError> {
-        self.attach_page_table(hwpt.id())
-    }
-
-    fn attach_page_table(&self, id: u32) -> Result<(), CallError> {
-        let mut argument = vfio_device_attach_iommufd_pt { pt_id: id, ..Default::default() };
+        let mut argument = vfio_device_attach_iommufd_pt { pt_id: hwpt.id(), ..Default::default() };
         sys::call(&self.fd, &mut argument)
             .map(drop)
             .map_err(|errno| self.error(ioctl::DEVICE_ATTACH_IOMMUFD_PT, errno))

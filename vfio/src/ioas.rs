@@ -18,7 +18,7 @@ use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionError};
 
 use crate::error::CallError;
-use crate::ioctl::{self, Ioctl};
+use crate::ioctl;
 use crate::iommufd::Iommufd;
 use crate::sys::{self, IovaRangesError};
 
@@ -208,11 +208,6 @@ impl Ioas {
             .map_err(|errno| Iommufd::error(ioctl::IOMMU_IOAS_UNMAP, errno))?;
         self.process_mappings.remove(&iova);
         Ok(())
-    }
-
-    /// The request that [`Self::map_file`] issues on this kernel.
-    pub fn map_request(&self) -> Ioctl {
-        if self.iommufd.has_map_file() { ioctl::IOMMU_IOAS_MAP_FILE } else { ioctl::IOMMU_IOAS_MAP }
     }
 }
 

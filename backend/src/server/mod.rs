@@ -64,8 +64,8 @@ pub struct Server {
     withdrawals: VecDeque<ConnectionId>,
     /// Clients whose request waits for the job in flight.
     waiting: VecDeque<Token>,
-    /// The connection with which the process ends.
-    lifeline: Option<Token>,
+    /// The connections of which each ends the process when it ends.
+    lifelines: Vec<Token>,
     is_terminated: bool,
 }
 
@@ -81,7 +81,7 @@ impl Server {
             in_flight: None,
             withdrawals: VecDeque::new(),
             waiting: VecDeque::new(),
-            lifeline: None,
+            lifelines: Vec::new(),
             is_terminated: false,
         };
         let token = server.new_token();
@@ -103,7 +103,8 @@ impl Server {
         match socket {
             FaceSocket::Listening(listener) => self.listen(listener, Endpoint::ControlListener),
             FaceSocket::Connected(stream) => {
-                self.lifeline = Some(self.add_control(stream));
+                let token = self.add_control(stream);
+                self.lifelines.push(token);
                 Ok(())
             }
         }
@@ -156,9 +157,9 @@ impl Server {
         self.run_job(farewell).map_err(io::Error::other)
     }
 
-    /// With the lifeline gone, its withdrawal is waited for.
+    /// With a lifeline gone, its withdrawal is waited for.
     fn is_done(&self) -> bool {
-        let lifeline_is_cut = self.lifeline.is_some_and(|token| !self.endpoints.contains_key(&token));
+        let lifeline_is_cut = self.lifelines.iter().any(|token| !self.endpoints.contains_key(token));
         self.is_terminated || lifeline_is_cut && self.in_flight.is_none() && self.withdrawals.is_empty()
     }
 

@@ -4,6 +4,7 @@
 
 use std::os::fd::AsFd;
 
+use protocol::extension::KernelFeatures;
 use vhost_device_vfio_tests::edu::Edu;
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
 use vhost_device_vfio_tests::vmm::{Vmm, refusal};
@@ -87,4 +88,19 @@ pub(crate) fn a_failed_change_leaves_the_old_table() {
     function.enable();
     assert_eq!(refusal(vmm.map(&in_interrupt_window)).0, "region-reserved");
     assert!(copy_arrives(&mut Edu::new(&mut function), &memory));
+}
+
+pub(crate) fn guest_memory_stays_out_of_the_server_where_the_kernel_allows() {
+    let memory = GuestMemory::new(0, MEMORY);
+    let mut vmm = Vmm::start();
+    vmm.add(1, FIRST).unwrap();
+    vmm.map(&memory).unwrap();
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", vmm.server.id())).unwrap();
+    let can_map_files = vmm.kernel_features.contains(KernelFeatures::MAP_FILE);
+    assert_eq!(
+        can_map_files,
+        std::env::var("TESTVM_KERNEL").unwrap() != "6.12",
+        "IOMMU_IOAS_MAP_FILE came with 6.13"
+    );
+    assert_eq!(maps.contains("memfd:guest"), !can_map_files, "{maps}");
 }

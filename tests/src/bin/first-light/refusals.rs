@@ -101,3 +101,15 @@ pub(crate) fn a_second_face_is_refused() {
     function.enable();
     assert_ne!(function.command(), 0, "the first face still answers");
 }
+
+pub(crate) fn a_device_that_is_not_pci_is_told() {
+    let parent = "/sys/class/mdev_bus/mtty/mdev_supported_types/mtty-1";
+    let uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
+    std::fs::write(format!("{parent}/create"), uuid).unwrap();
+    let cdev = format!("/sys/bus/mdev/devices/{uuid}/vfio-dev");
+    let cdev = std::fs::read_dir(cdev).unwrap().next().unwrap().unwrap().file_name();
+    let node = std::path::Path::new("/dev/vfio/devices").join(cdev);
+    let mut vmm = Vmm::start();
+    let refused = vmm.control.add_device(Cookie(1), std::fs::File::open(node).unwrap());
+    expect(refusal(refused), "not-a-vfio-device", Errno::NODEV);
+}

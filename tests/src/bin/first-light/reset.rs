@@ -195,3 +195,18 @@ pub(crate) fn a_link_that_does_not_come_back_is_reported() {
     igb.enable();
     assert_eq!(igb.read(0, IGB_VET), IGB_VET_DEFAULT, "it was reset all the same");
 }
+
+pub(crate) fn other_connections_are_answered_during_a_reset() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control");
+    let mut vmm = Vmm::listening(&path);
+    vmm.add(1, FIRST).unwrap();
+    let mut other = Vmm::connect_again(&path);
+    let Vmm { server, mut control, .. } = vmm;
+    // Without its link the kernel waits for a second.
+    let reset = std::thread::spawn(move || control.reset(Cookie(1), Some(ResetMethod::Hot), None));
+    server.wait_for_log("event=reset-begun");
+    assert_eq!(other.device_info(Cookie(1)).unwrap().address.to_string(), FIRST);
+    assert!(!reset.is_finished(), "the answer came while the reset was running");
+    reset.join().unwrap().unwrap();
+}

@@ -18,7 +18,7 @@ pub(crate) fn closing_the_connection_frees_the_devices() {
     vmm.add(2, SECOND).unwrap();
     vmm.map(&memory).unwrap();
     let _function = vmm.open(1);
-    let Vmm { mut server, control, iommufd: _iommufd } = vmm;
+    let Vmm { mut server, control, iommufd: _iommufd, .. } = vmm;
     drop(control);
     assert!(server.wait_for_exit().success(), "{}", server.log());
     // Another context takes both, although the VMM still holds the first one.
