@@ -7,7 +7,7 @@ use std::sync::Arc;
 use vfio::irq::{IrqData, IrqSet};
 use vfio::{CallError, ConfigSpace, Device, Function, IrqAction, IrqIndex, PciAddress};
 
-use crate::machine::Owner;
+use crate::owner::Owner;
 
 /// Which interrupts are armed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

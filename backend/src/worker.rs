@@ -17,8 +17,8 @@ use vfio::{Device, Function, Sysfs, UnboundDevice};
 use crate::address_space::AddressSpace;
 use crate::device::Quiescer;
 use crate::failure::Failure;
-use crate::machine::Owner;
 use crate::memory_table::MemoryTable;
+use crate::owner::Owner;
 use crate::reset::order::{ResetOrder, ResetResult};
 
 /// Something that may block.

@@ -12,6 +12,7 @@ use vfio_bindings::bindings::vfio::{
     vfio_device_detach_iommufd_pt, vfio_device_info, vfio_irq_info,
 };
 
+use crate::device_id::DeviceId;
 use crate::error::{CallError, Object};
 use crate::hot_reset::{self, HotReset, HotResetInfo};
 use crate::hwpt::Hwpt;
@@ -25,10 +26,6 @@ use crate::topology::{Driver, Sysfs};
 
 /// Most regions a device is believed to have: the nine of every PCI device, and device-specific ones.
 const MAX_REGIONS: u32 = 64;
-
-/// A bound device's object id in its iommufd. Ids of one context mean nothing in another, and are reused at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DeviceId(pub(crate) u32);
 
 /// A received descriptor that is not a PCI device's VFIO cdev.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

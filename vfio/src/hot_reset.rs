@@ -7,7 +7,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_PCI_DEVID_OWNED, VFIO_PCI_HOT_RESET_FLAG_DEV_ID, VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED,
 };
 
-use crate::device::DeviceId;
+use crate::device_id::DeviceId;
 use crate::pci_address::PciAddress;
 use crate::sys::{self, Array, DeviceFd};
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use iommufd_bindings::iommu_hwpt_alloc;
 
-use crate::device::DeviceId;
+use crate::device_id::DeviceId;
 use crate::error::CallError;
 use crate::ioas::Ioas;
 use crate::iommufd::Iommufd;

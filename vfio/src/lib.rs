@@ -16,6 +16,7 @@
 
 pub mod config_space;
 pub mod device;
+mod device_id;
 mod error;
 pub mod hot_reset;
 pub mod hwpt;
@@ -29,7 +30,8 @@ mod sys;
 pub mod topology;
 
 pub use config_space::ConfigSpace;
-pub use device::{Device, DeviceId, DeviceInfo, UnboundDevice};
+pub use device::{Device, DeviceInfo, UnboundDevice};
+pub use device_id::DeviceId;
 pub use error::{CallError, Object};
 pub use hot_reset::{HotReset, HotResetInfo, Ownership};
 pub use hwpt::Hwpt;

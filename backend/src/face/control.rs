@@ -13,8 +13,9 @@ use protocol::{ControlReply, ControlRequest, RequestNumber};
 use super::socket::FaceSocket;
 use crate::device::DataFace;
 use crate::failure::Failure;
-use crate::machine::{Answer, ConnectionId, Machine, Owner, ResetOrigin};
+use crate::machine::{Answer, Machine, ResetOrigin};
 use crate::memory_table::{self, GuestAddress, MemoryTable};
+use crate::owner::{ConnectionId, Owner};
 use crate::worker::Job;
 
 /// What a request leads to.

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
-use rustix::net::{AddressFamily, SocketType};
+use rustix::net::{AddressFamily, SocketType, getpeername};
 
 use crate::failure::Failure;
 
@@ -32,8 +32,12 @@ impl FaceSocket {
         {
             return Err(Failure::not_a_unix_stream());
         }
-        rustix::io::ioctl_fionbio(&fd, true).map_err(refused)?;
         let is_listening = socket_acceptconn(&fd).map_err(refused)?;
+        if !is_listening {
+            // One that is neither has no peer.
+            getpeername(&fd).map_err(refused)?;
+        }
+        rustix::io::ioctl_fionbio(&fd, true).map_err(refused)?;
         Ok(if is_listening { Self::Listening(fd.into()) } else { Self::Connected(fd.into()) })
     }
 }
@@ -62,7 +66,8 @@ mod tests {
     fn anything_else_is_refused() {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
-        for fd in [OwnedFd::from(tcp), OwnedFd::from(file)] {
+        let unconnected = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        for fd in [OwnedFd::from(tcp), OwnedFd::from(file), unconnected] {
             assert_eq!(FaceSocket::from_fd(fd).unwrap_err().id(), "not-a-unix-stream");
         }
     }

@@ -9,7 +9,7 @@ use super::poller::Token;
 use super::{Asker, ControlPeer, Endpoint, Server};
 use crate::face::control::{ControlSession, Step};
 use crate::failure::Failure;
-use crate::machine::ConnectionId;
+use crate::owner::ConnectionId;
 
 impl Server {
     /// Something has come, or there is room to send.

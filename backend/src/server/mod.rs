@@ -9,12 +9,14 @@ mod vfio_user;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
 
 use protocol::extension::Cookie;
 use protocol::vfio_user::{Reply, Request as VfioUserRequest, VfioUserHeader};
 use protocol::{ControlReply, ControlRequest, ReceiveError, VhostUserHeader};
+use rustix::io::Errno;
 
 use self::peer::Peer;
 use self::poller::{Interest, Poller, Token};
@@ -23,7 +25,8 @@ use crate::face::control::ControlSession;
 use crate::face::socket::FaceSocket;
 use crate::face::vfio_user::VfioUserSession;
 use crate::failure::Failure;
-use crate::machine::{Answer, ConnectionId, Machine};
+use crate::machine::{Answer, Machine};
+use crate::owner::ConnectionId;
 use crate::worker::{Job, Worker};
 
 type ControlPeer = Peer<VhostUserHeader, ControlSession, (VhostUserHeader, ControlRequest)>;
@@ -67,15 +70,19 @@ pub struct Server {
     /// The connections of which each ends the process when it ends.
     lifelines: Vec<Token>,
     is_terminated: bool,
+    /// Given up for a moment to turn a client away when no more files can be opened.
+    spare: Option<OwnedFd>,
 }
 
 impl Server {
     /// A server without clients.
     pub fn new(machine: Machine) -> io::Result<Self> {
+        let worker = Worker::start()?;
+        let spare = Some(worker.ready().try_clone_to_owned()?);
         let mut server = Self {
             poller: Poller::new()?,
             machine,
-            worker: Worker::start()?,
+            worker,
             endpoints: BTreeMap::new(),
             next_token: 0,
             in_flight: None,
@@ -83,6 +90,7 @@ impl Server {
             waiting: VecDeque::new(),
             lifelines: Vec::new(),
             is_terminated: false,
+            spare,
         };
         let token = server.new_token();
         server.poller.watch(server.worker.ready(), token, Interest::Nothing, Interest::Read)?;
@@ -168,13 +176,13 @@ impl Server {
         let Some(endpoint) = self.endpoints.remove(&token) else { return };
         match endpoint {
             Endpoint::ControlListener(listener) => {
-                if let Some(stream) = accept(&listener) {
+                if let Some(stream) = self.accept(&listener) {
                     self.add_control(stream);
                 }
                 self.endpoints.insert(token, Endpoint::ControlListener(listener));
             }
             Endpoint::FaceListener(cookie, listener) => {
-                if let Some(stream) = accept(&listener) {
+                if let Some(stream) = self.accept(&listener) {
                     self.add_vfio_user(cookie, stream);
                 }
                 self.endpoints.insert(token, Endpoint::FaceListener(cookie, listener));
@@ -193,6 +201,23 @@ impl Server {
                 self.is_terminated = true;
             }
         }
+    }
+
+    /// The next client of a listening socket, if it is still there.
+    fn accept(&mut self, listener: &UnixListener) -> Option<UnixStream> {
+        let error = match listener.accept() {
+            Ok((stream, _)) => return Some(stream),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            Err(error) => error,
+        };
+        log::warn!("event=accept-failed reason=\"{error}\"");
+        if Errno::from_io_error(&error) == Some(Errno::MFILE) {
+            // Left waiting, the client would wake the loop again and again: it finds the connection closed instead.
+            drop(self.spare.take());
+            drop(listener.accept());
+            self.spare = self.worker.ready().try_clone_to_owned().ok();
+        }
+        None
     }
 
     fn add_control(&mut self, stream: UnixStream) -> Token {
@@ -332,18 +357,6 @@ impl Server {
                 Some(Endpoint::VfioUser(peer)) => self.close_vfio_user(token, &peer, &ReceiveError::TimedOut),
                 _ => {}
             }
-        }
-    }
-}
-
-/// The next client of a listening socket, if it is still there.
-fn accept(listener: &UnixListener) -> Option<UnixStream> {
-    match listener.accept() {
-        Ok((stream, _)) => Some(stream),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-        Err(error) => {
-            log::warn!("event=accept-failed reason=\"{error}\"");
-            None
         }
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use protocol::extension::KernelFeatures;
 use vhost_device_vfio_tests::edu::Edu;
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
+use vhost_device_vfio_tests::pci_function::PciFunction;
 use vhost_device_vfio_tests::vmm::{Vmm, refusal};
 
 use super::FIRST;
@@ -25,23 +26,24 @@ fn copy_arrives(edu: &mut Edu<'_>, memory: &GuestMemory) -> bool {
     memory.read(TARGET, pattern.len()) == pattern
 }
 
-pub(crate) fn dma_arrives_in_guest_memory() {
+/// A VMM with guest memory that is mapped, and a device that may reach it.
+fn enabled_device() -> (Vmm, GuestMemory, PciFunction) {
     let memory = GuestMemory::new(0, MEMORY);
     let mut vmm = Vmm::start();
     vmm.add(1, FIRST).unwrap();
     vmm.map(&memory).unwrap();
     let mut function = vmm.open(1);
     function.enable();
+    (vmm, memory, function)
+}
+
+pub(crate) fn dma_arrives_in_guest_memory() {
+    let (_vmm, memory, mut function) = enabled_device();
     assert!(copy_arrives(&mut Edu::new(&mut function), &memory));
 }
 
 pub(crate) fn dma_of_unmapped_memory_does_not_arrive() {
-    let memory = GuestMemory::new(0, MEMORY);
-    let mut vmm = Vmm::start();
-    vmm.add(1, FIRST).unwrap();
-    vmm.map(&memory).unwrap();
-    let mut function = vmm.open(1);
-    function.enable();
+    let (mut vmm, memory, mut function) = enabled_device();
     let mut edu = Edu::new(&mut function);
     assert!(copy_arrives(&mut edu, &memory), "it has to arrive once, or the rest shows nothing");
     vmm.unmap_all().unwrap();
@@ -79,13 +81,8 @@ pub(crate) fn regions_come_and_go_one_by_one() {
 }
 
 pub(crate) fn a_failed_change_leaves_the_old_table() {
-    let memory = GuestMemory::new(0, MEMORY);
+    let (mut vmm, memory, mut function) = enabled_device();
     let in_interrupt_window = GuestMemory::new(0xfee0_0000, 1 << 20);
-    let mut vmm = Vmm::start();
-    vmm.add(1, FIRST).unwrap();
-    vmm.map(&memory).unwrap();
-    let mut function = vmm.open(1);
-    function.enable();
     assert_eq!(refusal(vmm.map(&in_interrupt_window)).0, "region-reserved");
     assert!(copy_arrives(&mut Edu::new(&mut function), &memory));
 }

@@ -6,47 +6,25 @@
 //! A call either answers at once or gives a [`Job`], whose completion [`Machine::finish`] turns into the answer. There is
 //! one job at a time: what it works on is away meanwhile, and whoever would need it waits.
 
+mod reset;
+
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use protocol::extension::{
-    Cookie, DEFAULT_RESET_DEADLINE, DeviceFlags, DeviceInfo, Epoch, Generation, IoasChoice, KernelFeatures,
-    MAX_DEVICES, Name, ResetGroupPage, ResetMethod, ResetReport,
+    Cookie, DeviceFlags, DeviceInfo, IoasChoice, KernelFeatures, MAX_DEVICES, Name, ResetReport,
 };
-use vfio::{Device, HotResetInfo, Iommufd, Ownership, Sysfs, UnboundDevice};
+use vfio::{Iommufd, Sysfs, UnboundDevice};
 
+pub use self::reset::ResetOrigin;
 use crate::address_space::AddressSpace;
 use crate::device::{DataFace, HeldDevice, Quiescer};
 use crate::failure::Failure;
 use crate::memory_table::MemoryTable;
-use crate::reset::group::ResetGroup;
-use crate::reset::order::{ResetOrder, ResetResult};
+use crate::owner::{ConnectionId, Owner};
 use crate::reset::report;
 use crate::worker::{Completion, Job, ReleasedSpace};
-
-/// A connection of this process; never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnectionId(pub u64);
-
-/// Who handed something over. It stays until the owner takes it back or goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
-    /// The command line; stays as long as the process.
-    Process,
-    /// A control connection.
-    Connection(ConnectionId),
-}
-
-/// Who asks for a reset, which decides how far it may reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResetOrigin {
-    /// The control socket: every device of ours.
-    Control,
-    /// A guest, through its device's data face: no device that another face is using.
-    DataFace,
-}
 
 /// A finished job, told to whoever asked for it.
 #[derive(Debug)]
@@ -186,109 +164,6 @@ impl Machine {
         Some(Job::Release { devices, address_space })
     }
 
-    /// The functions that a reset of the device would hit now; of the rows only those asked for.
-    pub fn reset_group(
-        &self,
-        cookie: Cookie,
-        first_row: u32,
-        max_rows: u32,
-    ) -> Result<ResetGroupPage, Failure> {
-        let group = ResetGroup::of(&self.device(cookie)?.device).map_err(Failure::device_call)?;
-        let functions = match &group {
-            ResetGroup::None => [].as_slice(),
-            ResetGroup::Functions(info) => &info.functions,
-        };
-        let first = usize::try_from(first_row).unwrap_or(usize::MAX);
-        let count = usize::try_from(max_rows).unwrap_or(usize::MAX).min(protocol::extension::MAX_PAGE_ROWS);
-        let wanted = functions.iter().skip(first).take(count);
-        Ok(ResetGroupPage {
-            generation: Generation(self.generation),
-            reason: report::group_reason(&group),
-            total_rows: u32::try_from(functions.len()).unwrap_or(u32::MAX),
-            rows: wanted
-                .map(|function| report::row(function, self.cookie_of(function.ownership), &self.sysfs))
-                .collect(),
-        })
-    }
-
-    /// Whether the device can be reset at all: alone, or with its slot or bus.
-    pub fn has_reset(&self, cookie: Cookie) -> Result<bool, Failure> {
-        let device = &self.device(cookie)?.device;
-        Ok(device.info().has_function_reset
-            || ResetGroup::of(device).map_err(Failure::device_call)? != ResetGroup::None)
-    }
-
-    /// Decides on a reset. Without a `method` it is the function's own if it has one, else its group's.
-    pub fn reset(
-        &mut self,
-        cookie: Cookie,
-        method: Option<ResetMethod>,
-        deadline: Option<Duration>,
-        origin: ResetOrigin,
-    ) -> Result<Job, Failure> {
-        let target = Arc::clone(&self.device(cookie)?.device);
-        let has_function_reset = target.info().has_function_reset;
-        let method = match method {
-            Some(ResetMethod::Function) if !has_function_reset => {
-                return Err(Failure::no_function_reset(target.address()));
-            }
-            Some(method) => method,
-            None if has_function_reset => ResetMethod::Function,
-            None => ResetMethod::Hot,
-        };
-        let affected = match method {
-            ResetMethod::Function => vec![cookie],
-            ResetMethod::Hot => self.hot_reset_members(&target, origin)?,
-        };
-        let quiescers =
-            affected.iter().filter_map(|cookie| Some((*cookie, self.devices.get(cookie)?.quiescer())));
-        let affected_devices = quiescers.collect();
-        log::info!(
-            "event=reset-begun device={} method={method:?} affected={}",
-            target.address(),
-            affected.len()
-        );
-        self.held = affected;
-        let deadline = deadline.unwrap_or(DEFAULT_RESET_DEADLINE);
-        Ok(Job::Reset(ResetOrder { target, method, affected: affected_devices, deadline }))
-    }
-
-    /// Our devices that a hot reset of `target` hits, if it may be done.
-    fn hot_reset_members(&self, target: &Device, origin: ResetOrigin) -> Result<Vec<Cookie>, Failure> {
-        let address = target.address();
-        let info = match ResetGroup::of(target).map_err(Failure::device_call)? {
-            ResetGroup::None => return Err(Failure::no_hot_reset(address)),
-            ResetGroup::Functions(info) => info,
-        };
-        if !info.all_owned {
-            return Err(self.blocked(target, &info));
-        }
-        let mut members = Vec::new();
-        for function in &info.functions {
-            let Ownership::Bound(_) = function.ownership else { continue };
-            let cookie = self.cookie_of(function.ownership);
-            let Some((cookie, device)) = cookie.and_then(|cookie| Some((cookie, self.devices.get(&cookie)?)))
-            else {
-                return Err(Failure::sibling_elsewhere(address, function.address));
-            };
-            let is_sibling = function.address != address;
-            if origin == ResetOrigin::DataFace && is_sibling && device.face == DataFace::Connected {
-                return Err(Failure::sibling_in_use(address, function.address));
-            }
-            members.push(cookie);
-        }
-        Ok(members)
-    }
-
-    /// Names every function that stands in the way, and what to do about the first.
-    fn blocked(&self, target: &Device, info: &HotResetInfo) -> Failure {
-        let blocking = info.functions.iter().filter(|function| function.ownership == Ownership::NotOwned);
-        let rows: Vec<_> = blocking.map(|function| report::row(function, None, &self.sysfs)).collect();
-        let names: Vec<_> = rows.iter().map(|row| row.address.to_string()).collect();
-        let remedy = rows.first().map(report::remedy).unwrap_or_default();
-        Failure::reset_blocked(target.address(), &names.join(", "), remedy)
-    }
-
     /// A data face was set up for the device, or a client came or went. One that went leaves a quiet device.
     pub fn set_face(&mut self, cookie: Cookie, face: DataFace) {
         // A reset in flight stops the device itself, and must not be disturbed.
@@ -347,34 +222,6 @@ impl Machine {
         }
     }
 
-    fn finish_reset(&mut self, result: ResetResult) -> Result<ResetReport, Failure> {
-        for cookie in &result.affected {
-            if let Some(device) = self.devices.get_mut(cookie) {
-                device.note_quiesced();
-            }
-        }
-        self.generation += 1;
-        let done = result.outcome?;
-        self.epoch += 1;
-        log::info!(
-            "event=reset-done method={:?} outcome={:?} epoch={} attempts={} affected={} duration-us={}",
-            done.method,
-            done.outcome,
-            self.epoch,
-            done.attempts,
-            result.affected.len(),
-            done.duration.as_micros()
-        );
-        Ok(ResetReport {
-            epoch: Epoch(self.epoch),
-            duration: done.duration,
-            method: done.method,
-            outcome: done.outcome,
-            attempts: done.attempts,
-            affected: result.affected,
-        })
-    }
-
     /// What there is to know about a device.
     pub fn device_info(&self, cookie: Cookie) -> Result<DeviceInfo, Failure> {
         let HeldDevice { device, function, face, .. } = self.device(cookie)?;
@@ -417,11 +264,6 @@ impl Machine {
     /// Whether the job in flight works on this device, so that it must be left alone.
     pub fn is_held(&self, cookie: Cookie) -> bool {
         self.held.contains(&cookie)
-    }
-
-    fn cookie_of(&self, ownership: Ownership) -> Option<Cookie> {
-        let Ownership::Bound(id) = ownership else { return None };
-        self.devices.iter().find(|(_, held)| held.device.id() == id).map(|(cookie, _)| *cookie)
     }
 
     fn take_address_space(&mut self) -> Result<AddressSpace, Failure> {

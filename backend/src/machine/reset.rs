@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Reset groups and resets of the machine's devices: what would be hit, and whether that may be.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::extension::{
+    Cookie, DEFAULT_RESET_DEADLINE, Epoch, Generation, MAX_PAGE_ROWS, ResetGroupPage, ResetMethod,
+    ResetReport,
+};
+use vfio::{Device, HotResetInfo, Ownership};
+
+use super::Machine;
+use crate::device::DataFace;
+use crate::failure::Failure;
+use crate::reset::group::ResetGroup;
+use crate::reset::order::{ResetOrder, ResetResult};
+use crate::reset::report;
+use crate::worker::Job;
+
+/// Who asks for a reset, which decides how far it may reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetOrigin {
+    /// The control socket: every device of ours.
+    Control,
+    /// A guest, through its device's data face: no device that another face is using.
+    DataFace,
+}
+
+impl Machine {
+    /// The functions that a reset of the device would hit now; of the rows only those asked for.
+    pub fn reset_group(
+        &self,
+        cookie: Cookie,
+        first_row: u32,
+        max_rows: u32,
+    ) -> Result<ResetGroupPage, Failure> {
+        let group = ResetGroup::of(&self.device(cookie)?.device).map_err(Failure::device_call)?;
+        let functions = match &group {
+            ResetGroup::None => [].as_slice(),
+            ResetGroup::Functions(info) => &info.functions,
+        };
+        let first = usize::try_from(first_row).unwrap_or(usize::MAX);
+        let count = usize::try_from(max_rows).unwrap_or(usize::MAX).min(MAX_PAGE_ROWS);
+        let wanted = functions.iter().skip(first).take(count);
+        Ok(ResetGroupPage {
+            generation: Generation(self.generation),
+            reason: report::group_reason(&group),
+            total_rows: u32::try_from(functions.len()).unwrap_or(u32::MAX),
+            rows: wanted
+                .map(|function| report::row(function, self.cookie_of(function.ownership), &self.sysfs))
+                .collect(),
+        })
+    }
+
+    /// Whether the device can be reset at all: alone, or with its slot or bus.
+    pub fn has_reset(&self, cookie: Cookie) -> Result<bool, Failure> {
+        let device = &self.device(cookie)?.device;
+        Ok(device.info().has_function_reset
+            || ResetGroup::of(device).map_err(Failure::device_call)? != ResetGroup::None)
+    }
+
+    /// Decides on a reset. Without a `method` it is the function's own if it has one, else its group's.
+    pub fn reset(
+        &mut self,
+        cookie: Cookie,
+        method: Option<ResetMethod>,
+        deadline: Option<Duration>,
+        origin: ResetOrigin,
+    ) -> Result<Job, Failure> {
+        let target = Arc::clone(&self.device(cookie)?.device);
+        let has_function_reset = target.info().has_function_reset;
+        let method = match method {
+            Some(ResetMethod::Function) if !has_function_reset => {
+                return Err(Failure::no_function_reset(target.address()));
+            }
+            Some(method) => method,
+            None if has_function_reset => ResetMethod::Function,
+            None => ResetMethod::Hot,
+        };
+        let affected = match method {
+            ResetMethod::Function => vec![cookie],
+            ResetMethod::Hot => self.hot_reset_members(&target, origin)?,
+        };
+        let quiescers =
+            affected.iter().filter_map(|cookie| Some((*cookie, self.devices.get(cookie)?.quiescer())));
+        let affected_devices = quiescers.collect();
+        log::info!(
+            "event=reset-begun device={} method={method:?} affected={}",
+            target.address(),
+            affected.len()
+        );
+        self.held = affected;
+        let deadline = deadline.unwrap_or(DEFAULT_RESET_DEADLINE);
+        Ok(Job::Reset(ResetOrder { target, method, affected: affected_devices, deadline }))
+    }
+
+    /// Our devices that a hot reset of `target` hits, if it may be done.
+    fn hot_reset_members(&self, target: &Device, origin: ResetOrigin) -> Result<Vec<Cookie>, Failure> {
+        let address = target.address();
+        let info = match ResetGroup::of(target).map_err(Failure::device_call)? {
+            ResetGroup::None => return Err(Failure::no_hot_reset(address)),
+            ResetGroup::Functions(info) => info,
+        };
+        if !info.all_owned {
+            return Err(self.blocked(target, &info));
+        }
+        let mut members = Vec::new();
+        for function in &info.functions {
+            let Ownership::Bound(_) = function.ownership else { continue };
+            let cookie = self.cookie_of(function.ownership);
+            let Some((cookie, device)) = cookie.and_then(|cookie| Some((cookie, self.devices.get(&cookie)?)))
+            else {
+                return Err(Failure::sibling_elsewhere(address, function.address));
+            };
+            let is_sibling = function.address != address;
+            if origin == ResetOrigin::DataFace && is_sibling && device.face == DataFace::Connected {
+                return Err(Failure::sibling_in_use(address, function.address));
+            }
+            members.push(cookie);
+        }
+        Ok(members)
+    }
+
+    /// Names every function that stands in the way, and what to do about the first.
+    fn blocked(&self, target: &Device, info: &HotResetInfo) -> Failure {
+        let blocking = info.functions.iter().filter(|function| function.ownership == Ownership::NotOwned);
+        let rows: Vec<_> = blocking.map(|function| report::row(function, None, &self.sysfs)).collect();
+        let names: Vec<_> = rows.iter().map(|row| row.address.to_string()).collect();
+        let remedy = rows.first().map(report::remedy).unwrap_or_default();
+        Failure::reset_blocked(target.address(), &names.join(", "), remedy)
+    }
+
+    pub(super) fn finish_reset(&mut self, result: ResetResult) -> Result<ResetReport, Failure> {
+        for cookie in &result.affected {
+            if let Some(device) = self.devices.get_mut(cookie) {
+                device.note_quiesced();
+            }
+        }
+        self.generation += 1;
+        let done = result.outcome?;
+        self.epoch += 1;
+        log::info!(
+            "event=reset-done method={:?} outcome={:?} epoch={} attempts={} affected={} duration-us={}",
+            done.method,
+            done.outcome,
+            self.epoch,
+            done.attempts,
+            result.affected.len(),
+            done.duration.as_micros()
+        );
+        Ok(ResetReport {
+            epoch: Epoch(self.epoch),
+            duration: done.duration,
+            method: done.method,
+            outcome: done.outcome,
+            attempts: done.attempts,
+            affected: result.affected,
+        })
+    }
+
+    fn cookie_of(&self, ownership: Ownership) -> Option<Cookie> {
+        let Ownership::Bound(id) = ownership else { return None };
+        self.devices.iter().find(|(_, held)| held.device.id() == id).map(|(cookie, _)| *cookie)
+    }
+}
