@@ -37,11 +37,19 @@ impl Vmm {
     }
 
     /// The same with a server that was started in another way.
-    pub fn with_server((server, socket): (ServerProcess, UnixStream)) -> Self {
+    pub fn with_server(server: (ServerProcess, UnixStream)) -> Self {
+        Self::with_address_space(server, node::iommufd(), IoasChoice::Allocate)
+    }
+
+    /// The same with an iommufd that is open already, and perhaps has an address space.
+    pub fn with_address_space(
+        (server, socket): (ServerProcess, UnixStream),
+        iommufd: File,
+        ioas: IoasChoice,
+    ) -> Self {
         let mut control = ControlClient::new(socket, PATIENCE);
         control.negotiate().expect("the extension is negotiated");
-        let iommufd = node::iommufd();
-        let reply = control.set_iommufd(&iommufd, IoasChoice::Allocate).expect("the iommufd is taken");
+        let reply = control.set_iommufd(&iommufd, ioas).expect("the iommufd is taken");
         Self { server, control, iommufd, kernel_features: reply.kernel_features }
     }
 

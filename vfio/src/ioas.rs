@@ -107,8 +107,8 @@ impl Ioas {
         self.ownership == IoasOwnership::Adopted
     }
 
-    /// The id, for page tables and attachments of the same iommufd. Ids are reused at once: it dies with the IOAS.
-    pub(crate) const fn id(&self) -> u32 {
+    /// The id, by which another holder of the iommufd can adopt the IOAS. Ids are reused at once: it dies with the IOAS.
+    pub const fn id(&self) -> u32 {
         self.id
     }
 

@@ -23,7 +23,7 @@ use crate::worker::Job;
 pub enum Step {
     /// The answer.
     Reply(ControlReply),
-    /// Something that takes its time; the answer is that of [`ControlSession::answer`].
+    /// Something that takes its time; the answer is what its [`Answer`] turns into.
     Job(Job),
     /// A data face for the device; the answer is [`ControlReply::Done`] once it is set up.
     Serve(Cookie, FaceSocket),

@@ -2,19 +2,23 @@
 
 //! Devices reach the server, and it knows what it got.
 
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
+use std::sync::Arc;
 
 use command_fds::{CommandFdExt, FdMapping};
 use protocol::ControlClient;
-use protocol::extension::{Cookie, DeviceFlags, Face};
+use protocol::extension::{Cookie, DeviceFlags, Face, IoasChoice};
 use protocol::vfio_user::{Capabilities, Client};
 use vfio::config_space::command;
+use vfio::{Access, Ioas, Iommufd, Iova, Sysfs};
 use vhost_device_vfio_tests::edu::Edu;
+use vhost_device_vfio_tests::guest_memory::GuestMemory;
 use vhost_device_vfio_tests::node;
 use vhost_device_vfio_tests::pci_function::PciFunction;
 use vhost_device_vfio_tests::server_process::{PATIENCE, ServerProcess, server_binary, wait_until};
-use vhost_device_vfio_tests::vmm::Vmm;
+use vhost_device_vfio_tests::vmm::{Vmm, refusal};
 
 use super::{FIRST, SECOND};
 
@@ -86,4 +90,24 @@ pub(crate) fn a_listening_face_takes_one_client_after_the_other() {
         function.enable();
         assert_eq!(Edu::new(&mut function).identification(), IDENTIFICATION);
     }
+}
+
+pub(crate) fn an_adopted_address_space_is_left_to_its_owner() {
+    let iommufd = node::iommufd();
+    let ours = Iommufd::from_fd(iommufd.try_clone().unwrap().into(), &Sysfs::open().unwrap()).unwrap();
+    let mut ioas = Ioas::allocate(Arc::new(ours)).unwrap();
+    let memory = GuestMemory::new(0, 1 << 20);
+    let file = memory.as_fd().try_clone_to_owned().unwrap();
+    ioas.map_file(&file, 0, 1 << 20, Iova(0), Access::ReadWrite).unwrap();
+
+    let mut vmm = Vmm::with_address_space(ServerProcess::start(), iommufd, IoasChoice::Adopt(ioas.id()));
+    vmm.add(1, FIRST).unwrap();
+    let mut function = vmm.open(1);
+    function.enable();
+    memory.write(0, b"mapped elsewhere");
+    Edu::new(&mut function).copy(0, 0x1000, 16);
+    assert_eq!(memory.read(0x1000, 16), b"mapped elsewhere");
+    assert_eq!(refusal(vmm.map(&memory)).0, "memory-is-adopted");
+    drop(vmm);
+    ioas.iova_ranges().expect("the address space outlives the server");
 }

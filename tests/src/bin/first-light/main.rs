@@ -34,7 +34,8 @@ fn trials_of(topology: &str) -> Vec<Trial> {
     match topology {
         "edu-pair" => trials! {
             handover: the_server_works_with_an_empty_dev, an_inherited_device_is_served,
-                devices_are_described, a_listening_face_takes_one_client_after_the_other;
+                devices_are_described, a_listening_face_takes_one_client_after_the_other,
+                an_adopted_address_space_is_left_to_its_owner;
             dma: dma_arrives_in_guest_memory, dma_of_unmapped_memory_does_not_arrive,
                 a_table_before_the_first_device_is_mapped_with_it, regions_come_and_go_one_by_one,
                 guest_memory_stays_out_of_the_server_where_the_kernel_allows,
