@@ -9,6 +9,7 @@ pub mod failure;
 pub mod logger;
 pub mod machine;
 pub mod memory_table;
+pub mod own_socket;
 pub mod owner;
 pub mod reset;
 pub mod server;

@@ -7,11 +7,9 @@
 
 use std::error::Error;
 use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::{fs, io};
 
 use clap::{ArgGroup, Parser};
 use log::LevelFilter;
@@ -22,6 +20,7 @@ use vfio::Sysfs;
 use vhost_device_vfio::face::socket::FaceSocket;
 use vhost_device_vfio::logger;
 use vhost_device_vfio::machine::Machine;
+use vhost_device_vfio::own_socket::OwnSocket;
 use vhost_device_vfio::owner::Owner;
 use vhost_device_vfio::server::Server;
 
@@ -83,44 +82,14 @@ impl Inheritance {
     }
 }
 
-/// The socket that this process has made at a path. It is removed from there in the end, however that comes.
-struct OwnSocket {
-    path: PathBuf,
-    /// Device and inode.
-    identity: (u64, u64),
-}
-
-impl OwnSocket {
-    fn bind(path: &Path) -> Result<(Self, UnixListener), Box<dyn Error>> {
-        let in_words = |error| format!("cannot listen on {}: {error}", path.display());
-        let listener = UnixListener::bind(path).map_err(in_words)?;
-        let identity = Self::identity(path).map_err(in_words)?;
-        Ok((Self { path: path.to_owned(), identity }, listener))
-    }
-
-    fn identity(path: &Path) -> io::Result<(u64, u64)> {
-        fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
-    }
-}
-
-impl Drop for OwnSocket {
-    fn drop(&mut self) {
-        let path = self.path.as_path();
-        let removed = Self::identity(path).and_then(|present| {
-            // What somebody else has put there meanwhile stays.
-            if present == self.identity { fs::remove_file(path) } else { Ok(()) }
-        });
-        if let Err(error) = removed {
-            log::warn!("event=socket-not-removed path={} reason=\"{error}\"", path.display());
-        }
-    }
-}
-
 fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let Inheritance { control, iommufd, devices, faces } = Inheritance::take(arguments)?;
     let sysfs = Sysfs::open()?;
     let mut control = control.into_iter().map(FaceSocket::from_fd).collect::<Result<Vec<_>, _>>()?;
-    let own = arguments.socket_path.as_deref().map(OwnSocket::bind).transpose()?;
+    let listen = |path: &Path| {
+        OwnSocket::bind(path).map_err(|error| format!("cannot listen on {}: {error}", path.display()))
+    };
+    let own = arguments.socket_path.as_deref().map(listen).transpose()?;
     // Bound to a name, the path is removed when all else is done.
     let (_path, listener) = own.unzip();
     control.extend(listener.map(|listener| FaceSocket::from_fd(listener.into())).transpose()?);

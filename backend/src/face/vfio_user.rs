@@ -52,6 +52,12 @@ impl VfioUserSession {
         self.cookie
     }
 
+    /// Whether a request has to wait for any job in flight, not only for one that works on the device: it makes a job
+    /// itself, or asks the kernel about the reset group, which waits for the reset or bind of a sibling.
+    pub const fn has_to_wait(request: &Request) -> bool {
+        matches!(request, Request::DeviceReset | Request::GetInfo)
+    }
+
     /// Carries a request out, or begins to.
     ///
     /// # Errors

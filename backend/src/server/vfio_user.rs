@@ -2,13 +2,14 @@
 
 //! The loop's part of the vfio-user face: receive a command, hand it to the session, send the reply.
 
+use protocol::extension::Failure as Sentences;
 use protocol::vfio_user::{Reply, Request, VfioUserHeader};
 use protocol::{Frame, ReceiveError};
 
 use super::poller::Token;
 use super::{Asker, Endpoint, Server, VfioUserPeer};
 use crate::device::DataFace;
-use crate::face::vfio_user::Step;
+use crate::face::vfio_user::{Step, VfioUserSession};
 use crate::failure::Failure;
 
 impl Server {
@@ -29,7 +30,7 @@ impl Server {
         }
     }
 
-    /// Carries a command out, unless the job in flight works on the device, or the command would need a job itself.
+    /// Carries a command out, unless it has to wait for the job in flight.
     pub(super) fn start_vfio_user(
         &mut self,
         token: Token,
@@ -38,7 +39,7 @@ impl Server {
         request: Request,
     ) {
         let is_held = self.machine.is_held(peer.session.cookie());
-        if self.in_flight.is_some() && (is_held || matches!(request, Request::DeviceReset)) {
+        if self.in_flight.is_some() && (is_held || VfioUserSession::has_to_wait(&request)) {
             peer.held = Some((header, request));
             self.waiting.push_back(token);
             return self.keep_vfio_user(token, peer);
@@ -93,6 +94,11 @@ impl Server {
     /// The client is gone, or cannot be understood: its device is stopped, and may have another client.
     pub(super) fn close_vfio_user(&mut self, token: Token, peer: &VfioUserPeer, error: &ReceiveError) {
         let cookie = peer.session.cookie();
+        if !matches!(error, ReceiveError::Closed) {
+            // The protocol has no message for it: the log is where the reason can be found.
+            let failure = Sentences::from(error);
+            log::warn!("event=connection-broken connection={} reason=\"{failure}\"", token.0);
+        }
         log::info!("event=vfio-user-closed connection={} cookie={:#x} reason=\"{error}\"", token.0, cookie.0);
         let is_listening = self
             .endpoints

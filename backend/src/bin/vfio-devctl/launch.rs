@@ -14,6 +14,7 @@ use protocol::extension::{Cookie, Face, IoasChoice};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 use vfio::topology::Driver;
 use vfio::{PciAddress, Sysfs};
+use vhost_device_vfio::own_socket::OwnSocket;
 
 use crate::tool_error::ToolError;
 use crate::view::{DeviceView, View};
@@ -53,30 +54,15 @@ fn face(text: &str) -> Result<(Cookie, PathBuf), String> {
     Ok((Cookie(cookie), path.into()))
 }
 
-/// A listening socket whose path goes with it.
-struct BoundSocket {
-    path: PathBuf,
-}
-
-impl BoundSocket {
-    fn bind(path: &Path) -> Result<(Self, UnixListener), ToolError> {
-        let listener = UnixListener::bind(path).map_err(|error| ToolError::socket(path, &error))?;
-        Ok((Self { path: path.to_owned() }, listener))
-    }
-}
-
-impl Drop for BoundSocket {
-    fn drop(&mut self) {
-        // Somebody else may have removed it.
-        let _ = std::fs::remove_file(&self.path);
-    }
+fn listen(path: &Path) -> Result<(OwnSocket, UnixListener), ToolError> {
+    OwnSocket::bind(path).map_err(|error| ToolError::socket(path, &error))
 }
 
 impl Launch {
     pub(crate) fn run(self, json: bool) -> Result<(), ToolError> {
         let devices = self.open_devices()?;
         let iommufd = open(Path::new("/dev/iommu"))?;
-        let (_control_path, listener) = BoundSocket::bind(&self.socket)?;
+        let (_control_path, listener) = listen(&self.socket)?;
         let server = self.server_path();
         let failed = |error: &io::Error| ToolError::server(&server, error);
         let (mut signalled, signal) = UnixStream::pair().map_err(|error| failed(&error))?;
@@ -112,13 +98,13 @@ impl Launch {
         client: &mut ControlClient,
         iommufd: &File,
         devices: Vec<(Cookie, File)>,
-    ) -> Result<Vec<BoundSocket>, ToolError> {
+    ) -> Result<Vec<OwnSocket>, ToolError> {
         client.set_iommufd(iommufd, IoasChoice::Allocate)?;
         for (cookie, device) in devices {
             client.add_device(cookie, device)?;
         }
         let serve = |(cookie, path): &(Cookie, PathBuf)| {
-            let (bound, listener) = BoundSocket::bind(path)?;
+            let (bound, listener) = listen(path)?;
             client.serve(*cookie, Face::VfioUser, listener)?;
             Ok(bound)
         };
