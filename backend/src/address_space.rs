@@ -89,7 +89,12 @@ impl AddressSpace {
     }
 
     /// A page table serves every device of its kind; a device that none fits gets one that others may share.
+    ///
+    /// An adopted address space has the kernel's own page tables, which all who adopted it share.
     fn attach_to_page_table(&mut self, device: &Device) -> Result<(), Failure> {
+        if self.is_adopted() {
+            return device.attach_ioas(&self.ioas).map_err(Failure::attach);
+        }
         for page_table in &self.page_tables {
             match device.attach(page_table) {
                 Ok(()) => return Ok(()),
@@ -132,11 +137,32 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Puts the old table back, as far as that goes. What cannot be mapped again leaves the table, which never claims what
+    /// is not so: a client that sends the region again has it mapped.
     fn roll_back(&mut self, mapped: &[MemoryRegion], unmapped: &[MemoryRegion]) {
-        let undone = mapped.iter().try_for_each(|region| self.unmap(region));
-        let restored = unmapped.iter().try_for_each(|region| self.map(region));
-        if let Err(failure) = undone.and(restored) {
-            log::error!("event=roll-back-failed reason=\"{failure}\"");
+        for region in mapped {
+            if let Err(failure) = self.unmap(region) {
+                log::error!("event=roll-back-failed region={} reason=\"{failure}\"", region.address());
+            }
+        }
+        for region in unmapped {
+            if let Err(failure) = self.map(region) {
+                log::error!("event=region-lost region={} reason=\"{failure}\"", region.address());
+                self.table.forget(region);
+            }
+        }
+    }
+
+    /// Unmaps everything, because the client that described it is gone. Nothing of it is mapped again on the way.
+    pub fn clear(&mut self) {
+        let table = std::mem::take(&mut self.table);
+        if self.mapping == Mapping::Deferred {
+            return;
+        }
+        for region in table.regions() {
+            if let Err(failure) = self.unmap(region) {
+                log::error!("event=region-not-released region={} reason=\"{failure}\"", region.address());
+            }
         }
     }
 
@@ -149,7 +175,11 @@ impl AddressSpace {
 
     fn unmap(&mut self, region: &MemoryRegion) -> Result<(), Failure> {
         let iova = iova(region);
-        self.ioas.unmap(iova, region.size()).map_err(|error| Failure::unmap(iova, error))
+        match self.ioas.unmap(iova, region.size()) {
+            // Whoever else holds the iommufd was first.
+            Err(error) if error.errno == Errno::NOENT => Ok(()),
+            result => result.map_err(|error| Failure::unmap(iova, error)),
+        }
     }
 }
 

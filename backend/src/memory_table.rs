@@ -174,6 +174,11 @@ impl MemoryTable {
         Ok(self)
     }
 
+    /// Takes a region out that is not mapped any more.
+    pub fn forget(&mut self, lost: &MemoryRegion) {
+        self.regions.retain(|region| region != lost);
+    }
+
     /// What has to be done to come from this table to `next`. What is in both is left alone.
     pub fn change_to(&self, next: &Self) -> MemoryChange {
         let missing = |from: &Self, in_table: &Self| {

@@ -7,15 +7,16 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use protocol::extension::Cookie;
 use rustix::event::{EventfdFlags, eventfd};
-use vfio::{Device, Function, Sysfs, UnboundDevice};
+use vfio::{Device, RegionIndex, Sysfs, UnboundDevice};
 
 use crate::address_space::AddressSpace;
-use crate::device::Quiescer;
+use crate::device::{HeldDevice, Quiescer};
 use crate::failure::Failure;
 use crate::memory_table::MemoryTable;
 use crate::owner::Owner;
@@ -53,6 +54,15 @@ pub enum Job {
     },
     /// Reset a device, and those that are reset with it.
     Reset(ResetOrder),
+    /// Write registers of the config space that the kernel takes its time over.
+    WriteConfig {
+        /// Whose.
+        device: Arc<Device>,
+        /// From where on.
+        offset: u64,
+        /// What.
+        data: Vec<u8>,
+    },
 }
 
 /// What becomes of an address space when devices are released.
@@ -73,10 +83,8 @@ pub enum Completion {
     DeviceAdded {
         /// The frontend's name for it.
         cookie: Cookie,
-        /// Who handed it over.
-        owner: Owner,
         /// The device, or why there is none.
-        outcome: Result<(Device, Function), Failure>,
+        outcome: Result<HeldDevice, Failure>,
         /// Back from the job.
         address_space: AddressSpace,
     },
@@ -91,14 +99,17 @@ pub enum Completion {
     },
     /// Of [`Job::Reset`].
     Reset(ResetResult),
+    /// Of [`Job::WriteConfig`].
+    ConfigWritten(Result<(), Failure>),
 }
 
 impl Job {
-    fn run(self) -> Completion {
+    /// With `stop` set, what can be given up is.
+    fn run(self, stop: &AtomicBool) -> Completion {
         match self {
             Self::AddDevice { cookie, owner, device, mut address_space, sysfs } => {
-                let outcome = add_device(device, &mut address_space, &sysfs);
-                Completion::DeviceAdded { cookie, owner, outcome, address_space }
+                let outcome = add_device(owner, device, &mut address_space, &sysfs);
+                Completion::DeviceAdded { cookie, outcome, address_space }
             }
             Self::Release { devices, address_space } => {
                 devices.iter().for_each(Quiescer::retire);
@@ -109,29 +120,32 @@ impl Job {
                 let outcome = address_space.change(next);
                 Completion::MemoryChanged { outcome, address_space }
             }
-            Self::Reset(order) => Completion::Reset(order.carry_out()),
+            Self::Reset(order) => Completion::Reset(order.carry_out(stop)),
+            Self::WriteConfig { device, offset, data } => {
+                let written = device.write_region(RegionIndex::CONFIG, offset, &data);
+                Completion::ConfigWritten(written.map_err(Failure::device_call))
+            }
         }
     }
 }
 
 fn add_device(
+    owner: Owner,
     device: UnboundDevice,
     address_space: &mut AddressSpace,
     sysfs: &Sysfs,
-) -> Result<(Device, Function), Failure> {
+) -> Result<HeldDevice, Failure> {
     let function = sysfs.function(device.address()).map_err(|_| Failure::not_a_vfio_device())?;
     let device = device.bind(address_space.iommufd(), sysfs).map_err(Failure::bind)?;
     address_space.attach(&device)?;
-    Ok((device, function))
+    HeldDevice::new(device, owner, function).map_err(Failure::device_call)
 }
 
 fn release(address_space: ReleasedSpace) -> Option<AddressSpace> {
     match address_space {
         ReleasedSpace::Untouched | ReleasedSpace::Dissolved(_) => None,
         ReleasedSpace::Emptied(mut address_space) => {
-            if let Err(failure) = address_space.change(MemoryTable::default()) {
-                log::error!("event=memory-not-released reason=\"{failure}\"");
-            }
+            address_space.clear();
             Some(address_space)
         }
     }
@@ -143,6 +157,7 @@ pub struct Worker {
     jobs: Sender<Job>,
     completions: Receiver<Completion>,
     ready: Arc<OwnedFd>,
+    stop: Arc<AtomicBool>,
 }
 
 impl Worker {
@@ -152,16 +167,18 @@ impl Worker {
         let (jobs, incoming) = channel::<Job>();
         let (outgoing, completions) = channel();
         let signal = Arc::clone(&ready);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
         thread::Builder::new().name("worker".into()).spawn(move || {
             for job in incoming {
-                if outgoing.send(job.run()).is_err()
+                if outgoing.send(job.run(&stopped)).is_err()
                     || rustix::io::write(&*signal, &1_u64.to_ne_bytes()).is_err()
                 {
                     break;
                 }
             }
         })?;
-        Ok(Self { jobs, completions, ready })
+        Ok(Self { jobs, completions, ready, stop })
     }
 
     /// Hands a job over.
@@ -179,6 +196,11 @@ impl Worker {
         // Not readable is all right: the channel tells.
         let _ = rustix::io::read(&*self.ready, &mut count);
         self.completions.try_recv().ok()
+    }
+
+    /// Has the job in flight, and all after it, give up what can be given up: the process shall end.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 
     /// Waits for the job in flight.

@@ -124,7 +124,7 @@ impl<H: Header> Connection<H> {
     pub fn receive(&mut self) -> Result<Option<Frame<H>>, ReceiveError> {
         while self.incoming.received < size_of::<H>() {
             if !self.receive_header()? {
-                return Ok(None);
+                return Ok(self.note_unfinished());
             }
         }
         // Only a header that passed its checks decides how much memory to take. One that failed them stays, so that
@@ -134,7 +134,7 @@ impl<H: Header> Connection<H> {
             self.incoming.body = Some(vec![0; size]);
         }
         if !self.receive_body()? {
-            return Ok(None);
+            return Ok(self.note_unfinished());
         }
         let Incoming { header, body, descriptors, .. } =
             std::mem::replace(&mut self.incoming, Incoming::new());
@@ -176,7 +176,9 @@ impl<H: Header> Connection<H> {
         if sent == 0 && !descriptors.is_empty() {
             return Err(SendError::Backlog);
         }
-        self.unsent.extend(header.as_bytes().iter().chain(body).skip(sent));
+        if sent < size_of::<H>() + body.len() {
+            self.unsent.extend(header.as_bytes().iter().chain(body).skip(sent));
+        }
         Ok(())
     }
 
@@ -239,6 +241,14 @@ impl<H: Header> Connection<H> {
         if ready { Ok(()) } else { Err(SendError::TimedOut) }
     }
 
+    /// Notes when it was seen that a message has begun and not ended. One that comes in one piece needs no clock.
+    fn note_unfinished(&mut self) -> Option<Frame<H>> {
+        if self.incoming.received > 0 {
+            self.incoming.since.get_or_insert_with(Instant::now);
+        }
+        None
+    }
+
     /// Receives a piece of the header; false when there is nothing to receive now.
     fn receive_header(&mut self) -> Result<bool, ReceiveError> {
         let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
@@ -251,7 +261,6 @@ impl<H: Header> Connection<H> {
         };
         let descriptors = take_descriptors::<H>(&message, &mut control);
         if first {
-            self.incoming.since = Some(Instant::now());
             self.incoming.descriptors = descriptors;
         } else if !matches!(descriptors, Descriptors::Complete(fds) if fds.is_empty()) {
             return Err(ReceiveError::LateDescriptors);

@@ -149,7 +149,7 @@ impl From<&ReceiveError> for Failure {
             ReceiveError::Header(_) => (
                 "malformed-header",
                 "Version, direction and size must be as the specification says.",
-                "Check that the client speaks vhost-user on this socket.",
+                "Check that the client speaks the protocol of this socket.",
             ),
             ReceiveError::TimedOut => (
                 "message-timeout",

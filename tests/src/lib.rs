@@ -5,9 +5,12 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::missing_panics_doc, clippy::indexing_slicing)]
 
 pub mod edu;
+pub mod foreign_file;
 pub mod guest_memory;
 pub mod interrupt;
 pub mod node;
 pub mod pci_function;
+pub mod raw_client;
 pub mod server_process;
 pub mod vmm;
+pub mod witnessed_server;

@@ -9,6 +9,7 @@ use vfio::config_space::command;
 /// Region number of the config space.
 const CONFIG: u32 = 7;
 const COMMAND: u64 = 4;
+const CAPABILITIES: u64 = 0x34;
 
 /// A PCI function as a VMM's vfio-user client has it.
 #[derive(Debug)]
@@ -44,6 +45,19 @@ impl PciFunction {
         let mut data = [0; 2];
         self.client.region_read(CONFIG, COMMAND, &mut data).expect("the command register can be read");
         u16::from_le_bytes(data)
+    }
+
+    /// Where the first capability with this id is in the config space.
+    pub fn capability(&mut self, id: u8) -> u64 {
+        let mut next = self.read(CONFIG, CAPABILITIES).to_le_bytes()[0];
+        while next != 0 {
+            let [found, following, ..] = self.read(CONFIG, next.into()).to_le_bytes();
+            if found == id {
+                return next.into();
+            }
+            next = following;
+        }
+        panic!("the function has no capability {id:#x}")
     }
 
     /// Sets the command register.

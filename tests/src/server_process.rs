@@ -58,6 +58,16 @@ impl ServerProcess {
         Self::start_command(command)
     }
 
+    /// Starts a server without privileges, which may pin so many bytes of memory.
+    pub fn start_with_limit(bytes: u64) -> (Self, UnixStream) {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--memlock={bytes}"));
+        command
+            .args(["setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all"])
+            .arg(server_binary());
+        Self::start_command(command)
+    }
+
     fn start_command(mut command: Command) -> (Self, UnixStream) {
         let (near, far) = UnixStream::pair().expect("a socket pair");
         command.args(["--fd", &CONTROL_FD.to_string()]);
@@ -92,6 +102,14 @@ impl ServerProcess {
     /// How many descriptors the server has open.
     pub fn open_files(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("the process's files").count()
+    }
+
+    /// How much memory of its own the server has in use, in bytes.
+    pub fn resident_memory(&self) -> usize {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the status");
+        let anonymous = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.strip_suffix("kB"));
+        anonymous.expect("a line of the status").trim().parse::<usize>().expect("a number") << 10
     }
 
     /// Waits until the server has as many descriptors open as it is supposed to.

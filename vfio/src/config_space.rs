@@ -2,6 +2,8 @@
 
 //! The config space of a bound device, as far as stopping and restoring it needs.
 
+use std::ops::Range;
+
 use rustix::io::Errno;
 
 use crate::device::Device;
@@ -17,10 +19,29 @@ mod register {
 }
 
 const STATUS_CAPABILITY_LIST: u16 = 1 << 4;
-const CAPABILITY_POWER_MANAGEMENT: u8 = 0x01;
-/// `PMCSR` within the power management capability, and its power state field (PCI PM 1.2, 3.2.4).
-const PMCSR: u16 = 4;
-const PMCSR_STATE: u16 = 0b11;
+/// Power management (PCI PM 1.2, 3.2): its control and status register, the state in it, and whether waking up keeps the
+/// device's context, so that going to sleep and back is no reset.
+mod power_management {
+    pub(super) const ID: u8 = 0x01;
+    pub(super) const CONTROL: u16 = 4;
+    pub(super) const STATE: u16 = 0b11;
+    pub(super) const NO_SOFT_RESET: u16 = 1 << 3;
+}
+/// The PCI Express capability (PCIe 6.0, 7.5.3): device capabilities and control, with the function level reset.
+mod express {
+    pub(super) const ID: u8 = 0x10;
+    pub(super) const CAPABILITIES_HIGH: u16 = 6;
+    pub(super) const FUNCTION_LEVEL_RESET: u16 = 1 << (28 - 16);
+    pub(super) const CONTROL: u16 = 8;
+}
+/// Advanced features of conventional PCI: capabilities and control of its function level reset.
+mod advanced_features {
+    pub(super) const ID: u8 = 0x13;
+    pub(super) const CAPABILITIES: u16 = 2;
+    /// Pending transactions can be seen, and the function be reset; in the high byte of the word.
+    pub(super) const FUNCTION_LEVEL_RESET: u16 = 0b11 << 8;
+    pub(super) const CONTROL: u16 = 4;
+}
 /// Capabilities begin behind the header, on a multiple of four.
 const FIRST_CAPABILITY: u8 = 0x40;
 const MAX_CAPABILITIES: usize = 48;
@@ -64,18 +85,20 @@ impl<'a> ConfigSpace<'a> {
 
     /// Brings the device to D0, which a reset needs. A device without power management is there already.
     ///
+    /// The kernel gives a device that lost its context in D3 its old command register back: clear it afterwards.
+    ///
     /// # Errors
     ///
     /// `EIO` where it stays in another state.
     pub fn power_on(self) -> Result<(), CallError> {
-        let Some(capability) = self.find_capability(CAPABILITY_POWER_MANAGEMENT)? else { return Ok(()) };
-        let pmcsr = u16::from(capability) + PMCSR;
-        let value = self.read_word(pmcsr)?;
-        if value & PMCSR_STATE == 0 {
+        let Some(capability) = self.find_capability(power_management::ID)? else { return Ok(()) };
+        let control = capability + power_management::CONTROL;
+        let value = self.read_word(control)?;
+        if value & power_management::STATE == 0 {
             return Ok(());
         }
-        self.write_word(pmcsr, value & !PMCSR_STATE)?;
-        match self.read_word(pmcsr)? & PMCSR_STATE {
+        self.write_word(control, value & !power_management::STATE)?;
+        match self.read_word(control)? & power_management::STATE {
             0 => Ok(()),
             _ => Err(CallError {
                 call: "pread",
@@ -83,6 +106,42 @@ impl<'a> ConfigSpace<'a> {
                 errno: Errno::IO,
             }),
         }
+    }
+
+    /// Whether the function has a function level reset, of either kind.
+    pub fn has_function_level_reset(self) -> Result<bool, CallError> {
+        if let Some(capability) = self.find_capability(express::ID)? {
+            return Ok(self.read_word(capability + express::CAPABILITIES_HIGH)?
+                & express::FUNCTION_LEVEL_RESET
+                != 0);
+        }
+        let Some(capability) = self.find_capability(advanced_features::ID)? else { return Ok(false) };
+        let capabilities = self.read_word(capability + advanced_features::CAPABILITIES)?;
+        Ok(capabilities & advanced_features::FUNCTION_LEVEL_RESET == advanced_features::FUNCTION_LEVEL_RESET)
+    }
+
+    /// Whether sending the function to sleep and waking it resets it.
+    pub fn has_power_management_reset(self) -> Result<bool, CallError> {
+        let Some(capability) = self.find_capability(power_management::ID)? else { return Ok(false) };
+        Ok(self.read_word(capability + power_management::CONTROL)? & power_management::NO_SOFT_RESET == 0)
+    }
+
+    /// The registers that the kernel carries out when they are written, which takes time: a function level reset waits for
+    /// the device for up to a minute, a change of power state for milliseconds.
+    pub fn slow_registers(self) -> Result<Vec<Range<u64>>, CallError> {
+        let registers = [
+            (express::ID, express::CONTROL),
+            (advanced_features::ID, advanced_features::CONTROL),
+            (power_management::ID, power_management::CONTROL),
+        ];
+        let mut slow = Vec::new();
+        for (id, register) in registers {
+            if let Some(capability) = self.find_capability(id)? {
+                let start = u64::from(capability + register);
+                slow.push(start..start + 2);
+            }
+        }
+        Ok(slow)
     }
 
     /// Zeroes the base addresses, which the kernel keeps for us across a reset although the device lost them.
@@ -94,7 +153,7 @@ impl<'a> ConfigSpace<'a> {
     }
 
     /// Offset of the first capability with this id. A list that leads nowhere ends the search.
-    fn find_capability(self, id: u8) -> Result<Option<u8>, CallError> {
+    fn find_capability(self, id: u8) -> Result<Option<u16>, CallError> {
         if self.read_word(register::STATUS)? & STATUS_CAPABILITY_LIST == 0 {
             return Ok(None);
         }
@@ -106,7 +165,7 @@ impl<'a> ConfigSpace<'a> {
             }
             let [found, following] = self.read_word(next.into())?.to_le_bytes();
             if found == id {
-                return Ok(Some(next));
+                return Ok(Some(next.into()));
             }
             next = following;
         }

@@ -16,6 +16,7 @@ use crate::device_id::DeviceId;
 use crate::error::{CallError, Object};
 use crate::hot_reset::{self, HotReset, HotResetInfo};
 use crate::hwpt::Hwpt;
+use crate::ioas::Ioas;
 use crate::ioctl::{self, Ioctl};
 use crate::iommufd::Iommufd;
 use crate::irq::{IrqIndex, IrqInfo, IrqSet};
@@ -43,6 +44,8 @@ pub enum NotACdev {
 pub enum BindRefusal {
     /// `EINVAL`: this open file, or another one of the same device, is bound already.
     AlreadyBound,
+    /// `EINVAL`: the firmware demands a mapping of its own for the device.
+    FirmwareMapping,
     /// `EBUSY`: the device's legacy group (`/dev/vfio/N`) is open.
     GroupOpen,
     /// `EPERM` without interrupt remapping: a device could forge interrupts.
@@ -119,18 +122,22 @@ impl UnboundDevice {
     }
 }
 
+/// Elsewhere the interrupt controller itself tells devices apart, and sysfs does not say whether it does.
+const MESSAGES_NEED_REMAPPING: bool = cfg!(target_arch = "x86_64");
+
 fn refusal(device: PciAddress, errno: Errno, sysfs: &Sysfs) -> BindRefusal {
     match errno {
+        Errno::INVAL if sysfs.has_firmware_mapping(device) => BindRefusal::FirmwareMapping,
         Errno::INVAL => BindRefusal::AlreadyBound,
         Errno::BUSY => BindRefusal::GroupOpen,
         Errno::AGAIN => BindRefusal::DeviceLocked,
         Errno::PERM => {
             if let Some((sibling, driver)) = sibling_with_kernel_driver(device, sysfs) {
                 BindRefusal::SiblingDriver { sibling, driver }
-            } else if sysfs.has_interrupt_remapping() {
-                BindRefusal::ForeignOwner
-            } else {
+            } else if MESSAGES_NEED_REMAPPING && !sysfs.has_interrupt_remapping() {
                 BindRefusal::UnsafeInterrupts
+            } else {
+                BindRefusal::ForeignOwner
             }
         }
         _ => BindRefusal::Other,
@@ -279,6 +286,15 @@ impl Device {
         region.offset.checked_add(offset).ok_or(Errno::INVAL)
     }
 
+    /// Attaches the device to an IOAS, over a page table that the kernel makes and shares between all who attach so.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::attach`].
+    pub fn attach_ioas(&self, ioas: &Ioas) -> Result<(), CallError> {
+        self.attach_object(ioas.id())
+    }
+
     /// Attaches the device to a page table, replacing the one it is attached to: atomically, and for every function of
     /// its IOMMU group.
     ///
@@ -287,7 +303,11 @@ impl Device {
     /// `EINVAL` the page table is not of this device's kind, or the group is attached to another one for the first
     /// time; `EADDRINUSE` a mapping collides with a reserved range of the device.
     pub fn attach(&self, hwpt: &Hwpt) -> Result<(), CallError> {
-        let mut argument = vfio_device_attach_iommufd_pt { pt_id: hwpt.id(), ..Default::default() };
+        self.attach_object(hwpt.id())
+    }
+
+    fn attach_object(&self, id: u32) -> Result<(), CallError> {
+        let mut argument = vfio_device_attach_iommufd_pt { pt_id: id, ..Default::default() };
         sys::call(&self.fd, &mut argument)
             .map(drop)
             .map_err(|errno| self.error(ioctl::DEVICE_ATTACH_IOMMUFD_PT, errno))
@@ -323,8 +343,8 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// Nothing was reset. `EINVAL` an affected function is not ours; `ENODEV` no such reset; `EBUSY` somebody is
-    /// accessing an affected device, `EAGAIN` holds its lock: worth another try.
+    /// `EINVAL` an affected function is not ours; `ENODEV` no such reset; `EBUSY` somebody is accessing an affected
+    /// device, `EAGAIN` holds its lock: worth another try. Nothing was reset then; with any other errno it may have been.
     pub fn hot_reset(&self) -> Result<HotReset, CallError> {
         hot_reset::execute(&self.fd).map_err(|errno| self.error(ioctl::DEVICE_PCI_HOT_RESET, errno))
     }

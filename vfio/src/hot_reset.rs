@@ -87,7 +87,7 @@ pub(crate) fn info(fd: &DeviceFd) -> Result<HotResetInfo, Errno> {
 /// # Errors
 ///
 /// `EINVAL` an affected function is not ours; `ENODEV` no such reset; `EBUSY` somebody is accessing a member; `EAGAIN`
-/// somebody holds a member's device lock. Nothing was reset in these cases.
+/// somebody holds a member's device lock: nothing was reset in these cases.
 pub(crate) fn execute(fd: &DeviceFd) -> Result<HotReset, Errno> {
     let mut argument = [0; HEADER];
     match sys::call_with_array(fd, Array::HotReset, &mut argument) {

@@ -204,10 +204,11 @@ impl Ioas {
     /// `ENOENT` where no such mapping is, or only a part of one.
     pub fn unmap(&mut self, iova: Iova, length: u64) -> Result<(), CallError> {
         let mut argument = iommu_ioas_unmap { ioas_id: self.id, iova: iova.0, length, ..Default::default() };
-        sys::call(self.iommufd.fd(), &mut argument)
-            .map_err(|errno| Iommufd::error(ioctl::IOMMU_IOAS_UNMAP, errno))?;
-        self.process_mappings.remove(&iova);
-        Ok(())
+        let result = sys::call(self.iommufd.fd(), &mut argument);
+        if matches!(result, Ok(_) | Err(Errno::NOENT)) {
+            self.process_mappings.remove(&iova);
+        }
+        result.map(drop).map_err(|errno| Iommufd::error(ioctl::IOMMU_IOAS_UNMAP, errno))
     }
 }
 

@@ -51,7 +51,7 @@ impl Iommufd {
             return Err(NotAnIommufd::OtherFile);
         }
         let fd = IommuFd(fd);
-        // A kernel that knows the request (6.13) answers a call without a length otherwise.
+        // A kernel that knows the request (6.13) has something else to say about a call that maps nothing.
         let has_map_file =
             sys::call(&fd, &mut iommu_ioas_map_file { fd: -1, ..Default::default() }) != Err(Errno::NOTTY);
         Ok(Self { fd, has_map_file })

@@ -32,6 +32,11 @@ impl PciAddress {
         self.bus
     }
 
+    /// Whether both functions are on one bus.
+    pub const fn is_on_bus_of(self, other: Self) -> bool {
+        self.segment == other.segment && self.bus == other.bus
+    }
+
     /// Device in bits 3-7, function in bits 0-2.
     pub const fn devfn(self) -> u8 {
         self.devfn

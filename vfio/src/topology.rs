@@ -141,6 +141,13 @@ impl Sysfs {
         Ok(members.iter().filter_map(|name| name.parse().ok()).filter(|member| *member != address).collect())
     }
 
+    /// Whether the firmware demands that a part of memory stays reachable for the function at its own address, which
+    /// makes it unfit for a VM.
+    pub fn has_firmware_mapping(&self, address: PciAddress) -> bool {
+        let regions = self.attribute(&format!("bus/pci/devices/{address}/iommu_group/reserved_regions"));
+        regions.is_ok_and(|regions| regions.lines().any(|region| region.ends_with(" direct")))
+    }
+
     /// Whether interrupts are remapped, as the name of any interrupt controller in use shows (`IR-…`).
     pub fn has_interrupt_remapping(&self) -> bool {
         let interrupts = self.directory("kernel/irq").unwrap_or_default();

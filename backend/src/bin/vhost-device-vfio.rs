@@ -17,7 +17,9 @@ use protocol::extension::{Cookie, IoasChoice};
 use sandbox::InheritedFds;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use vfio::Sysfs;
+use vhost_device_vfio::device::DataFace;
 use vhost_device_vfio::face::socket::FaceSocket;
+use vhost_device_vfio::failure::Failure;
 use vhost_device_vfio::logger;
 use vhost_device_vfio::machine::Machine;
 use vhost_device_vfio::own_socket::OwnSocket;
@@ -108,7 +110,10 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         server.run_job(job)?;
     }
     for (cookie, socket) in faces {
-        server.machine().device(cookie)?;
+        let device = server.machine().device(cookie)?;
+        if device.face != DataFace::None {
+            return Err(Failure::already_served(device.function.address).into());
+        }
         server.serve_device(cookie, FaceSocket::from_fd(socket)?)?;
     }
     for socket in control {

@@ -29,8 +29,8 @@ const CAPABILITIES: Capabilities = Capabilities {
 pub enum Step {
     /// The answer.
     Reply(Reply),
-    /// Something that takes its time; the answer is [`Reply::Done`].
-    Job(Job),
+    /// Something that takes its time, and the answer if it is done well.
+    Job(Job, Reply),
 }
 
 /// One client of a device.
@@ -54,8 +54,12 @@ impl VfioUserSession {
 
     /// Whether a request has to wait for any job in flight, not only for one that works on the device: it makes a job
     /// itself, or asks the kernel about the reset group, which waits for the reset or bind of a sibling.
-    pub const fn has_to_wait(request: &Request) -> bool {
-        matches!(request, Request::DeviceReset | Request::GetInfo)
+    pub fn has_to_wait(&self, request: &Request, machine: &Machine) -> bool {
+        match request {
+            Request::DeviceReset | Request::GetInfo => true,
+            Request::RegionWrite { access, data } => self.is_slow(access, data, machine),
+            _ => false,
+        }
     }
 
     /// Carries a request out, or begins to.
@@ -77,9 +81,14 @@ impl VfioUserSession {
             Request::GetIrqInfo { index } => self.irq_info(index, machine)?,
             Request::SetIrqs(set) => self.set_irqs(&set, machine)?,
             Request::RegionRead(access) => self.read(access, machine)?,
+            Request::RegionWrite { access, data } if self.is_slow(&access, &data, machine) => {
+                let job = machine.write_slow_register(self.cookie, access.offset, data)?;
+                return Ok(Step::Job(job, Reply::RegionWrite(access)));
+            }
             Request::RegionWrite { access, data } => self.write(access, &data, machine)?,
             Request::DeviceReset => {
-                return machine.reset(self.cookie, None, None, ResetOrigin::DataFace).map(Step::Job);
+                let job = machine.reset(self.cookie, None, None, ResetOrigin::DataFace)?;
+                return Ok(Step::Job(job, Reply::Done));
             }
         }))
     }
@@ -155,6 +164,14 @@ impl VfioUserSession {
         let mut data = vec![0; count];
         device.read_region(index, access.offset, &mut data).map_err(Failure::device_call)?;
         Ok(Reply::RegionRead { access, data })
+    }
+
+    /// Whether the kernel takes its time over a write: a guest resets its function through the config space.
+    fn is_slow(&self, access: &RegionAccess, data: &[u8], machine: &Machine) -> bool {
+        let region = RegionIndex(access.region);
+        machine
+            .device(self.cookie)
+            .is_ok_and(|device| device.is_slow_to_write(region, access.offset, data.len()))
     }
 
     fn write(&self, access: RegionAccess, data: &[u8], machine: &Machine) -> Result<Reply, Failure> {

@@ -125,6 +125,16 @@ impl Failure {
                 "this open file or another one of the device is bound to an iommufd (EINVAL)",
                 "Close every other descriptor of the device; `fuser -v /dev/vfio/devices/*` shows who has one",
             ),
+            BindRefusal::FirmwareMapping => failure(
+                "firmware-mapping",
+                errno,
+                what,
+                "the firmware demands a mapping of its own for the device (EINVAL)",
+                format!(
+                    "See the lines `direct` in /sys/bus/pci/devices/{device}/iommu_group/reserved_regions; a \
+                         firmware setting may lift them"
+                ),
+            ),
             BindRefusal::GroupOpen => failure(
                 "group-open",
                 errno,
@@ -173,19 +183,18 @@ impl Failure {
 
     /// A bound device could not be attached to the address space.
     pub fn attach(error: CallError) -> Self {
-        let why = match error.errno {
-            Errno::ADDRINUSE => {
-                "mapped memory lies in a range the device's IOMMU reserves (EADDRINUSE)".into()
-            }
-            _ => in_words(error),
+        let (why, fix) = match error.errno {
+            Errno::ADDRINUSE => (
+                "mapped memory lies in a range that the device's IOMMU reserves (EADDRINUSE)".into(),
+                "keep guest memory out of /sys/kernel/iommu_groups/GROUP/reserved_regions",
+            ),
+            Errno::INVAL => (
+                "its IOMMU group is attached to another address space, or this one does not suit its IOMMU (EINVAL)".into(),
+                "hand every function of the IOMMU group to servers that use the same address space",
+            ),
+            _ => (in_words(error), "see the kernel's log"),
         };
-        failure(
-            "attach-failed",
-            error.errno,
-            format!("{} cannot be attached", error.object),
-            why,
-            "Keep guest memory out of /sys/kernel/iommu_groups/GROUP/reserved_regions",
-        )
+        failure("attach-failed", error.errno, format!("{} cannot be attached", error.object), why, fix)
     }
 
     /// A question or order to a bound device failed.

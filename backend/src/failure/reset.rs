@@ -68,8 +68,14 @@ impl Failure {
         Self::reset("reset-failed", error.errno, device, why, fix)
     }
 
-    /// A device of the set could not be stopped before the reset.
-    pub fn not_quiesced(device: PciAddress, error: CallError) -> Self {
-        Self::reset("not-quiesced", error.errno, device, in_words(error), "See the kernel's log")
+    /// A device of the set is not as it should be after the reset.
+    pub fn not_restored(device: PciAddress, error: CallError) -> Self {
+        failure(
+            "not-restored",
+            error.errno,
+            format!("device {device} was reset and could not be put in order"),
+            in_words(error),
+            "reset it again, or remove it and see the kernel's log",
+        )
     }
 }

@@ -151,7 +151,8 @@ impl Machine {
         let devices =
             cookies.iter().filter_map(|cookie| self.devices.remove(cookie)).map(|device| device.quiescer());
         let devices: Vec<Quiescer> = devices.collect();
-        if owns_memory {
+        // With the address space goes the memory in it, whoever described that.
+        if owns_space || owns_memory {
             self.memory_owner = None;
         }
         let address_space = match (owns_space, owns_memory) {
@@ -164,23 +165,27 @@ impl Machine {
         Some(Job::Release { devices, address_space })
     }
 
+    /// Writes to a register that takes time; nobody else accesses the device meanwhile.
+    pub fn write_slow_register(
+        &mut self,
+        cookie: Cookie,
+        offset: u64,
+        data: Vec<u8>,
+    ) -> Result<Job, Failure> {
+        let device = Arc::clone(&self.device(cookie)?.device);
+        self.held = vec![cookie];
+        Ok(Job::WriteConfig { device, offset, data })
+    }
+
     /// A data face was set up for the device, or a client came or went. One that went leaves a quiet device.
     pub fn set_face(&mut self, cookie: Cookie, face: DataFace) {
-        // A reset in flight stops the device itself, and must not be disturbed.
         let is_held = self.is_held(cookie);
         let Some(device) = self.devices.get_mut(&cookie) else { return };
-        let client_left = device.face == DataFace::Connected && face != DataFace::Connected;
+        let client_left = device.face.is_connected() && !face.is_connected();
         device.face = face;
+        // What a job works on is left to it, and quieted when that is done.
         if client_left && !is_held {
-            if let Err(error) = device.quiescer().quiesce() {
-                log::warn!(
-                    "event=quiesce-failed device={} call={} errno={}",
-                    device.device.address(),
-                    error.call,
-                    error.errno.raw_os_error()
-                );
-            }
-            device.note_quiesced();
+            device.leave_quiet();
         }
     }
 
@@ -195,13 +200,13 @@ impl Machine {
 
     /// Takes a finished job back and says what came of it.
     pub fn finish(&mut self, completion: Completion) -> Result<Answer, Failure> {
-        self.held.clear();
+        self.release_held();
         match completion {
-            Completion::DeviceAdded { cookie, owner, outcome, address_space } => {
+            Completion::DeviceAdded { cookie, outcome, address_space } => {
                 self.put_address_space(Some(address_space));
-                let (device, function) = outcome?;
-                log::info!("event=device-added device={} cookie={:#x}", device.address(), cookie.0);
-                self.devices.insert(cookie, HeldDevice::new(Arc::new(device), owner, function));
+                let device = outcome?;
+                log::info!("event=device-added device={} cookie={:#x}", device.function.address, cookie.0);
+                self.devices.insert(cookie, device);
                 self.generation += 1;
                 self.device_info(cookie).map(Answer::DeviceAdded)
             }
@@ -219,6 +224,16 @@ impl Machine {
                 outcome.map(|()| Answer::Done)
             }
             Completion::Reset(result) => self.finish_reset(result).map(Answer::Reset),
+            Completion::ConfigWritten(outcome) => outcome.map(|()| Answer::Done),
+        }
+    }
+
+    /// The job is done with its devices. A client may have gone meanwhile.
+    fn release_held(&mut self) {
+        for cookie in std::mem::take(&mut self.held) {
+            if let Some(device) = self.devices.get_mut(&cookie).filter(|device| !device.face.is_connected()) {
+                device.leave_quiet();
+            }
         }
     }
 

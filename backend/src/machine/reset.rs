@@ -6,18 +6,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::extension::{
-    Cookie, DEFAULT_RESET_DEADLINE, Epoch, Generation, MAX_PAGE_ROWS, ResetGroupPage, ResetMethod,
-    ResetReport,
+    Cookie, DEFAULT_RESET_DEADLINE, Epoch, Generation, MAX_PAGE_ROWS, ResetGroupPage, ResetGroupRow,
+    ResetMethod, ResetReport,
 };
+use vfio::hot_reset::AffectedFunction;
 use vfio::{Device, HotResetInfo, Ownership};
 
 use super::Machine;
-use crate::device::DataFace;
+use crate::device::FunctionReset;
 use crate::failure::Failure;
 use crate::reset::group::ResetGroup;
 use crate::reset::order::{ResetOrder, ResetResult};
 use crate::reset::report;
 use crate::worker::Job;
+
+/// For how long a busy kernel is asked again at most, whatever a client wishes: others may be waiting.
+const LONGEST_DEADLINE: Duration = Duration::from_mins(10);
 
 /// Who asks for a reset, which decides how far it may reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +40,8 @@ impl Machine {
         first_row: u32,
         max_rows: u32,
     ) -> Result<ResetGroupPage, Failure> {
-        let group = ResetGroup::of(&self.device(cookie)?.device).map_err(Failure::device_call)?;
+        let device = &self.device(cookie)?.device;
+        let group = ResetGroup::of(device).map_err(Failure::device_call)?;
         let functions = match &group {
             ResetGroup::None => [].as_slice(),
             ResetGroup::Functions(info) => &info.functions,
@@ -48,9 +53,7 @@ impl Machine {
             generation: Generation(self.generation),
             reason: report::group_reason(&group),
             total_rows: u32::try_from(functions.len()).unwrap_or(u32::MAX),
-            rows: wanted
-                .map(|function| report::row(function, self.cookie_of(function.ownership), &self.sysfs))
-                .collect(),
+            rows: wanted.map(|function| self.row(device, function)).collect(),
         })
     }
 
@@ -61,7 +64,8 @@ impl Machine {
             || ResetGroup::of(device).map_err(Failure::device_call)? != ResetGroup::None)
     }
 
-    /// Decides on a reset. Without a `method` it is the function's own if it has one, else its group's.
+    /// Decides on a reset. Without a `method` the order is: the function's own reset, its group's, and a mere power
+    /// management reset last.
     pub fn reset(
         &mut self,
         cookie: Cookie,
@@ -69,31 +73,29 @@ impl Machine {
         deadline: Option<Duration>,
         origin: ResetOrigin,
     ) -> Result<Job, Failure> {
-        let target = Arc::clone(&self.device(cookie)?.device);
-        let has_function_reset = target.info().has_function_reset;
-        let method = match method {
-            Some(ResetMethod::Function) if !has_function_reset => {
+        let device = self.device(cookie)?;
+        let target = Arc::clone(&device.device);
+        let alone = (ResetMethod::Function, vec![cookie]);
+        let (method, affected) = match (method, device.function_reset) {
+            (Some(ResetMethod::Function), FunctionReset::None) => {
                 return Err(Failure::no_function_reset(target.address()));
             }
-            Some(method) => method,
-            None if has_function_reset => ResetMethod::Function,
-            None => ResetMethod::Hot,
+            (Some(ResetMethod::Function), _) | (None, FunctionReset::Full) => alone,
+            (Some(ResetMethod::Hot), _) | (None, FunctionReset::None) => {
+                (ResetMethod::Hot, self.hot_reset_members(&target, origin)?)
+            }
+            (None, FunctionReset::PowerManagement) => {
+                let members = self.hot_reset_members(&target, origin);
+                members.map_or(alone, |members| (ResetMethod::Hot, members))
+            }
         };
-        let affected = match method {
-            ResetMethod::Function => vec![cookie],
-            ResetMethod::Hot => self.hot_reset_members(&target, origin)?,
-        };
-        let quiescers =
-            affected.iter().filter_map(|cookie| Some((*cookie, self.devices.get(cookie)?.quiescer())));
-        let affected_devices = quiescers.collect();
-        log::info!(
-            "event=reset-begun device={} method={method:?} affected={}",
-            target.address(),
-            affected.len()
-        );
+        let address = target.address();
+        log::info!("event=reset-begun device={address} method={method:?} affected={}", affected.len());
+        let quiescer = |cookie: &Cookie| Some((*cookie, self.devices.get(cookie)?.quiescer()));
+        let quiescers = affected.iter().filter_map(quiescer).collect();
         self.held = affected;
-        let deadline = deadline.unwrap_or(DEFAULT_RESET_DEADLINE);
-        Ok(Job::Reset(ResetOrder { target, method, affected: affected_devices, deadline }))
+        let deadline = deadline.unwrap_or(DEFAULT_RESET_DEADLINE).min(LONGEST_DEADLINE);
+        Ok(Job::Reset(ResetOrder { target, method, affected: quiescers, deadline }))
     }
 
     /// Our devices that a hot reset of `target` hits, if it may be done.
@@ -115,7 +117,7 @@ impl Machine {
                 return Err(Failure::sibling_elsewhere(address, function.address));
             };
             let is_sibling = function.address != address;
-            if origin == ResetOrigin::DataFace && is_sibling && device.face == DataFace::Connected {
+            if origin == ResetOrigin::DataFace && is_sibling && device.face.is_connected() {
                 return Err(Failure::sibling_in_use(address, function.address));
             }
             members.push(cookie);
@@ -123,19 +125,26 @@ impl Machine {
         Ok(members)
     }
 
-    /// Names every function that stands in the way, and what to do about the first.
+    /// Names every function that stands in the way, and what to do about the one that is hardest to move.
     fn blocked(&self, target: &Device, info: &HotResetInfo) -> Failure {
         let blocking = info.functions.iter().filter(|function| function.ownership == Ownership::NotOwned);
-        let rows: Vec<_> = blocking.map(|function| report::row(function, None, &self.sysfs)).collect();
+        let rows: Vec<_> = blocking.map(|function| self.row(target, function)).collect();
         let names: Vec<_> = rows.iter().map(|row| row.address.to_string()).collect();
-        let remedy = rows.first().map(report::remedy).unwrap_or_default();
+        let decisive = rows.iter().max_by_key(|row| report::permanence(row.reason));
+        let remedy = decisive.map(report::remedy).unwrap_or_default();
         Failure::reset_blocked(target.address(), &names.join(", "), remedy)
     }
 
+    /// A function of the set as it is reported.
+    fn row(&self, target: &Device, function: &AffectedFunction) -> ResetGroupRow {
+        let held = self.devices.iter().find(|(_, held)| held.device.address() == function.address);
+        report::row(target.address(), function, held.map(|(cookie, _)| *cookie), &self.sysfs)
+    }
+
     pub(super) fn finish_reset(&mut self, result: ResetResult) -> Result<ResetReport, Failure> {
-        for cookie in &result.affected {
+        for cookie in &result.disarmed {
             if let Some(device) = self.devices.get_mut(cookie) {
-                device.note_quiesced();
+                device.note_disarmed();
             }
         }
         self.generation += 1;

@@ -3,6 +3,7 @@
 //! One reset, carried out on the worker: quiesce every affected device, one ioctl, restore every one of them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use protocol::extension::{Cookie, ResetMethod, ResetOutcome};
@@ -31,8 +32,10 @@ pub struct ResetOrder {
 /// What came of it.
 #[derive(Debug)]
 pub struct ResetResult {
-    /// The devices that were quiesced, whatever became of the reset.
+    /// The devices that it was about.
     pub affected: Vec<Cookie>,
+    /// Those among them whose interrupts were taken down.
+    pub disarmed: Vec<Cookie>,
     /// The reset itself.
     pub outcome: Result<ResetDone, Failure>,
 }
@@ -51,10 +54,12 @@ pub struct ResetDone {
 }
 
 impl ResetOrder {
-    /// Carries the reset out. Blocks for as long as the kernel takes, up to a minute.
-    pub fn carry_out(self) -> ResetResult {
+    /// Carries the reset out. Blocks for as long as the kernel takes, up to a minute; once `stop` is set a busy kernel is
+    /// not asked again.
+    pub fn carry_out(self, stop: &AtomicBool) -> ResetResult {
         let started = Instant::now();
-        let outcome = self.quiesce_all().and_then(|()| self.reset_until(started + self.deadline));
+        let disarmed = self.quiesce_all();
+        let outcome = self.reset_until(started + self.deadline, stop);
         // Restored whatever the kernel said: a failed reset may have reached the hardware.
         let restored = self.restore_all();
         let outcome = outcome.and_then(|(outcome, attempts)| {
@@ -65,27 +70,42 @@ impl ResetOrder {
                 duration: started.elapsed(),
             })
         });
-        ResetResult { affected: self.affected.iter().map(|(cookie, _)| *cookie).collect(), outcome }
+        ResetResult { affected: self.affected.iter().map(|(cookie, _)| *cookie).collect(), disarmed, outcome }
     }
 
-    fn quiesce_all(&self) -> Result<(), Failure> {
-        self.affected.iter().try_for_each(|(_, device)| {
-            device.quiesce().map_err(|error| Failure::not_quiesced(device.address(), error))
-        })
+    /// Stops every device as far as it lets itself be stopped, and tells whose interrupts are down. One that does not obey
+    /// is no reason to leave it as it is: the reset is what may cure it.
+    fn quiesce_all(&self) -> Vec<Cookie> {
+        let mut disarmed = Vec::new();
+        for (cookie, device) in &self.affected {
+            let result = device.disarm();
+            if result.is_ok() {
+                disarmed.push(*cookie);
+            }
+            if let Err(error) = result.and(device.silence()) {
+                let (device, errno) = (device.address(), error.errno.raw_os_error());
+                log::warn!("event=quiesce-failed device={device} call={} errno={errno}", error.call);
+            }
+        }
+        disarmed
     }
 
     /// Restores every device, whatever became of the one before, and reports the first failure.
     fn restore_all(&self) -> Result<(), Failure> {
-        let restored: Vec<_> = self.affected.iter().map(|(_, device)| device.restore()).collect();
-        restored.into_iter().collect::<Result<(), _>>().map_err(Failure::device_call)
+        let restore = |(_, device): &(Cookie, Quiescer)| {
+            device.restore().map_err(|error| Failure::not_restored(device.address(), error))
+        };
+        let restored: Vec<_> = self.affected.iter().map(restore).collect();
+        restored.into_iter().collect()
     }
 
-    fn reset_until(&self, deadline: Instant) -> Result<(ResetOutcome, u32), Failure> {
+    fn reset_until(&self, deadline: Instant, stop: &AtomicBool) -> Result<(ResetOutcome, u32), Failure> {
         let mut attempts = 1;
         loop {
+            let may_go_on = || Instant::now() < deadline && !stop.load(Ordering::Relaxed);
             match self.reset_once() {
                 Ok(outcome) => return Ok((outcome, attempts)),
-                Err(error) if is_worth_another_try(error.errno) && Instant::now() < deadline => {
+                Err(error) if is_worth_another_try(error.errno) && may_go_on() => {
                     std::thread::sleep(RETRY_INTERVAL);
                     attempts += 1;
                 }

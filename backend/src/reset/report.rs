@@ -9,8 +9,9 @@ use vfio::{Function, Ownership, PciAddress, Sysfs};
 
 use super::group::ResetGroup;
 
-/// Config header type of a bridge; shown as unknown where sysfs is silent.
+/// Config header type of a bridge.
 const HEADER_TYPE_BRIDGE: u8 = 1;
+/// Shown where sysfs is silent.
 const HEADER_TYPE_UNKNOWN: u32 = 255;
 
 /// Why the group can or cannot be reset, without a look at its rows.
@@ -22,8 +23,13 @@ pub const fn group_reason(group: &ResetGroup) -> GroupReason {
     }
 }
 
-/// One function of the group, with what sysfs adds to the kernel's answer.
-pub fn row(affected: &AffectedFunction, cookie: Option<wire::Cookie>, sysfs: &Sysfs) -> ResetGroupRow {
+/// One function of the group of `target`, with what sysfs adds to the kernel's answer.
+pub fn row(
+    target: PciAddress,
+    affected: &AffectedFunction,
+    cookie: Option<wire::Cookie>,
+    sysfs: &Sysfs,
+) -> ResetGroupRow {
     let function = sysfs.function(affected.address).ok();
     let (vfio_device, driver) = driver_names(function.as_ref());
     ResetGroupRow {
@@ -36,25 +42,38 @@ pub fn row(affected: &AffectedFunction, cookie: Option<wire::Cookie>, sysfs: &Sy
         cookie: cookie.unwrap_or(wire::Cookie(0)),
         flags: if cookie.is_some() { RowFlags::HAS_COOKIE } else { RowFlags::default() },
         iommu_group: wire_group(function.as_ref().and_then(|function| function.iommu_group)),
-        reason: row_reason(affected.ownership, function.as_ref()),
+        reason: row_reason(target, affected.ownership, function.as_ref()),
         header_type: function.as_ref().map_or(HEADER_TYPE_UNKNOWN, |function| function.header_type.into()),
         vfio_device: Name::new(vfio_device),
         driver: Name::new(driver),
     }
 }
 
-/// Why a function blocks. The kernel only says that it does; what it is bound to says why.
-fn row_reason(ownership: Ownership, function: Option<&Function>) -> RowReason {
+/// Why a function blocks. The kernel only says that it does; what it is bound to says why, and a function on another bus
+/// is of another reset set whatever it is bound to.
+fn row_reason(target: PciAddress, ownership: Ownership, function: Option<&Function>) -> RowReason {
     if ownership != Ownership::NotOwned {
         return RowReason::None;
     }
     let Some(function) = function else { return RowReason::Unknown };
     match &function.driver {
         _ if function.header_type == HEADER_TYPE_BRIDGE => RowReason::Bridge,
-        _ if function.is_virtual => RowReason::OtherScope,
+        _ if function.is_virtual || !target.is_on_bus_of(function.address) => RowReason::OtherScope,
         Driver::None => RowReason::NoDriver,
         Driver::Kernel(_) => RowReason::KernelDriver,
         Driver::Vfio { .. } => RowReason::NotOurs,
+    }
+}
+
+/// How hard a blocker is to move: what nothing but another topology moves is highest.
+pub const fn permanence(reason: RowReason) -> u8 {
+    match reason {
+        RowReason::None => 0,
+        RowReason::Unknown => 1,
+        RowReason::NotOurs | RowReason::NoDriver => 2,
+        RowReason::KernelDriver => 3,
+        RowReason::OtherScope => 4,
+        RowReason::Bridge => 5,
     }
 }
 
@@ -131,6 +150,8 @@ mod tests {
         Driver::Vfio { name: "vfio-pci".into(), device: "vfio1".into() }
     }
 
+    const TARGET: PciAddress = PciAddress::from_devfn(0, 1, 0);
+
     #[test]
     fn each_kind_of_blocker_has_its_reason() {
         let cases = [
@@ -141,14 +162,21 @@ mod tests {
             (function(1, Driver::Kernel("pcieport".into()), false), RowReason::Bridge),
         ];
         for (function, reason) in cases {
-            assert_eq!(row_reason(Ownership::NotOwned, Some(&function)), reason);
+            assert_eq!(row_reason(TARGET, Ownership::NotOwned, Some(&function)), reason);
         }
-        assert_eq!(row_reason(Ownership::NotOwned, None), RowReason::Unknown);
+        assert_eq!(row_reason(TARGET, Ownership::NotOwned, None), RowReason::Unknown);
+    }
+
+    #[test]
+    fn a_function_on_another_bus_is_of_another_scope() {
+        let target = PciAddress::from_devfn(0, 3, 0);
+        let function = function(0, vfio_driver(), false);
+        assert_eq!(row_reason(target, Ownership::NotOwned, Some(&function)), RowReason::OtherScope);
     }
 
     #[test]
     fn what_does_not_block_has_no_reason() {
         let function = function(0, Driver::Kernel("igb".into()), false);
-        assert_eq!(row_reason(Ownership::Implied, Some(&function)), RowReason::None);
+        assert_eq!(row_reason(TARGET, Ownership::Implied, Some(&function)), RowReason::None);
     }
 }

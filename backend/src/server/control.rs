@@ -43,7 +43,7 @@ impl Server {
         header: VhostUserHeader,
         request: ControlRequest,
     ) {
-        if self.in_flight.is_some() && ControlSession::has_to_wait(&request) {
+        if self.is_busy() && ControlSession::has_to_wait(&request) {
             peer.held = Some((header, request));
             self.waiting.push_back(token);
             return self.keep_control(token, peer);
@@ -91,7 +91,7 @@ impl Server {
 
     /// Puts a client back into the table, with the poller looking out for what it can do next.
     pub(super) fn keep_control(&mut self, token: Token, mut peer: ControlPeer) {
-        match peer.watch(&self.poller, token) {
+        match peer.watch() {
             Ok(()) => drop(self.endpoints.insert(token, Endpoint::Control(peer))),
             Err(errno) => {
                 log::error!("event=watch-failed connection={} errno={}", token.0, errno.raw_os_error());

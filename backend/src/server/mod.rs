@@ -9,7 +9,7 @@ mod vfio_user;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ use protocol::{ControlReply, ControlRequest, ReceiveError, VhostUserHeader};
 use rustix::io::Errno;
 
 use self::peer::Peer;
-use self::poller::{Interest, Poller, Token};
+use self::poller::{Interest, Poller, Token, Watched};
 use crate::device::DataFace;
 use crate::face::control::ControlSession;
 use crate::face::socket::FaceSocket;
@@ -29,27 +29,29 @@ use crate::machine::{Answer, Machine};
 use crate::owner::ConnectionId;
 use crate::worker::{Job, Worker};
 
-type ControlPeer = Peer<VhostUserHeader, ControlSession, (VhostUserHeader, ControlRequest)>;
-type VfioUserPeer = Peer<VfioUserHeader, VfioUserSession, (VfioUserHeader, VfioUserRequest)>;
+// Boxed: a client leaves the table for each of its messages and comes back.
+type ControlPeer = Box<Peer<VhostUserHeader, ControlSession, (VhostUserHeader, ControlRequest)>>;
+type VfioUserPeer = Box<Peer<VfioUserHeader, VfioUserSession, (VfioUserHeader, VfioUserRequest)>>;
 
 /// Everything the loop waits for.
 #[derive(Debug)]
 enum Endpoint {
-    ControlListener(UnixListener),
+    ControlListener(Watched<UnixListener>),
     Control(ControlPeer),
-    FaceListener(Cookie, UnixListener),
+    FaceListener(Cookie, Watched<UnixListener>),
     VfioUser(VfioUserPeer),
     /// Readable when a job has finished.
-    Worker,
+    Worker(Watched<OwnedFd>),
     /// Readable when the process shall end.
-    Termination(UnixStream),
+    Termination(Watched<UnixStream>),
 }
 
 /// Who gets the answer of the job in flight.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Asker {
     Control(Token, VhostUserHeader),
-    VfioUser(Token, VfioUserHeader),
+    /// With what the answer is if the job is done well.
+    VfioUser(Token, VfioUserHeader, Reply),
     /// It was nobody's request.
     Nobody,
 }
@@ -92,24 +94,20 @@ impl Server {
             is_terminated: false,
             spare,
         };
-        let token = server.new_token();
-        server.poller.watch(server.worker.ready(), token, Interest::Nothing, Interest::Read)?;
-        server.endpoints.insert(token, Endpoint::Worker);
+        let finished = server.worker.ready().try_clone_to_owned()?;
+        server.watch(finished, Endpoint::Worker)?;
         Ok(server)
     }
 
     /// Ends when `signal` becomes readable.
     pub fn end_on(&mut self, signal: UnixStream) -> io::Result<()> {
-        let token = self.new_token();
-        self.poller.watch(&signal, token, Interest::Nothing, Interest::Read)?;
-        self.endpoints.insert(token, Endpoint::Termination(signal));
-        Ok(())
+        self.watch(signal, Endpoint::Termination)
     }
 
     /// Serves the control face. With a connected socket the process ends when its peer is gone.
     pub fn serve_control(&mut self, socket: FaceSocket) -> io::Result<()> {
         match socket {
-            FaceSocket::Listening(listener) => self.listen(listener, Endpoint::ControlListener),
+            FaceSocket::Listening(listener) => self.watch(listener, Endpoint::ControlListener),
             FaceSocket::Connected(stream) => {
                 let token = self.add_control(stream);
                 self.lifelines.push(token);
@@ -118,18 +116,16 @@ impl Server {
         }
     }
 
-    /// Serves a device's vfio-user face.
+    /// Serves a device's vfio-user face. The device must not have one.
     pub fn serve_device(&mut self, cookie: Cookie, socket: FaceSocket) -> io::Result<()> {
         match socket {
             FaceSocket::Listening(listener) => {
+                self.watch(listener, |listener| Endpoint::FaceListener(cookie, listener))?;
                 self.machine.set_face(cookie, DataFace::Listening);
-                self.listen(listener, |listener| Endpoint::FaceListener(cookie, listener))
             }
-            FaceSocket::Connected(stream) => {
-                self.add_vfio_user(cookie, stream);
-                Ok(())
-            }
+            FaceSocket::Connected(stream) => self.add_vfio_user(cookie, stream, DataFace::ConnectedForOnce),
         }
+        Ok(())
     }
 
     /// Runs a job before the first message: a device of the command line.
@@ -147,14 +143,20 @@ impl Server {
 
     /// Serves until the process shall end, then releases everything.
     pub fn run(mut self) -> io::Result<()> {
+        let mut ready = Vec::new();
         while !self.is_done() {
-            let timeout = self.deadlines().min().map(|at| at.saturating_duration_since(Instant::now()));
-            for token in self.poller.wait(timeout)? {
+            let deadline = self.deadlines().min();
+            let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            self.poller.wait(timeout, &mut ready)?;
+            for token in ready.drain(..) {
                 self.handle_event(token);
             }
-            self.close_overdue();
+            if deadline.is_some() {
+                self.close_overdue();
+            }
             self.proceed();
         }
+        self.worker.stop();
         if self.in_flight.take().is_some()
             && let Some(completion) = self.worker.wait()
         {
@@ -165,10 +167,14 @@ impl Server {
         self.run_job(farewell).map_err(io::Error::other)
     }
 
-    /// With a lifeline gone, its withdrawal is waited for.
     fn is_done(&self) -> bool {
-        let lifeline_is_cut = self.lifelines.iter().any(|token| !self.endpoints.contains_key(token));
-        self.is_terminated || lifeline_is_cut && self.in_flight.is_none() && self.withdrawals.is_empty()
+        self.is_terminated || self.lifelines.iter().any(|token| !self.endpoints.contains_key(token))
+    }
+
+    /// Whether a request that needs the whole machine has to wait: for a job, or for what a closed connection leaves
+    /// behind.
+    fn is_busy(&self) -> bool {
+        self.in_flight.is_some() || !self.withdrawals.is_empty()
     }
 
     /// An endpoint leaves the table while it is served, and comes back if it stays.
@@ -176,21 +182,21 @@ impl Server {
         let Some(endpoint) = self.endpoints.remove(&token) else { return };
         match endpoint {
             Endpoint::ControlListener(listener) => {
-                if let Some(stream) = self.accept(&listener) {
+                if let Some(stream) = self.accept(&listener.source) {
                     self.add_control(stream);
                 }
                 self.endpoints.insert(token, Endpoint::ControlListener(listener));
             }
             Endpoint::FaceListener(cookie, listener) => {
-                if let Some(stream) = self.accept(&listener) {
-                    self.add_vfio_user(cookie, stream);
+                if let Some(stream) = self.accept(&listener.source) {
+                    self.add_vfio_user(cookie, stream, DataFace::Connected);
                 }
                 self.endpoints.insert(token, Endpoint::FaceListener(cookie, listener));
             }
             Endpoint::Control(peer) => self.control_ready(token, peer),
             Endpoint::VfioUser(peer) => self.vfio_user_ready(token, peer),
-            Endpoint::Worker => {
-                self.endpoints.insert(token, Endpoint::Worker);
+            Endpoint::Worker(finished) => {
+                self.endpoints.insert(token, Endpoint::Worker(finished));
                 while let Some(completion) = self.worker.completion() {
                     let answer = self.machine.finish(completion);
                     self.deliver(answer);
@@ -205,7 +211,9 @@ impl Server {
 
     /// The next client of a listening socket, if it is still there.
     fn accept(&mut self, listener: &UnixListener) -> Option<UnixStream> {
-        let error = match listener.accept() {
+        // Whoever handed the socket over may have made it a blocking one again.
+        let accepted = listener.set_nonblocking(true).and_then(|()| listener.accept());
+        let error = match accepted {
             Ok((stream, _)) => return Some(stream),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
             Err(error) => error,
@@ -223,30 +231,30 @@ impl Server {
     fn add_control(&mut self, stream: UnixStream) -> Token {
         let token = self.new_token();
         log::info!("event=control-connected connection={}", token.0);
-        self.keep_control(token, Peer::new(stream, ControlSession::new(ConnectionId(token.0))));
+        let session = ControlSession::new(ConnectionId(token.0));
+        self.keep_control(token, Box::new(Peer::new(&self.poller, token, stream, session)));
         token
     }
 
     /// One client at a time: a second one finds the connection closed.
-    fn add_vfio_user(&mut self, cookie: Cookie, stream: UnixStream) {
-        if self.machine.device(cookie).is_ok_and(|device| device.face == DataFace::Connected) {
+    fn add_vfio_user(&mut self, cookie: Cookie, stream: UnixStream, face: DataFace) {
+        if self.machine.device(cookie).is_ok_and(|device| device.face.is_connected()) {
             log::warn!("event=second-client-refused cookie={:#x}", cookie.0);
             return;
         }
         let token = self.new_token();
         log::info!("event=vfio-user-connected connection={} cookie={:#x}", token.0, cookie.0);
-        self.machine.set_face(cookie, DataFace::Connected);
-        self.keep_vfio_user(token, Peer::new(stream, VfioUserSession::new(cookie)));
+        self.machine.set_face(cookie, face);
+        let peer = Peer::new(&self.poller, token, stream, VfioUserSession::new(cookie));
+        self.keep_vfio_user(token, Box::new(peer));
     }
 
-    fn listen(
-        &mut self,
-        listener: UnixListener,
-        endpoint: impl FnOnce(UnixListener) -> Endpoint,
-    ) -> io::Result<()> {
+    /// Takes in what is watched for something to read.
+    fn watch<T: AsFd>(&mut self, source: T, endpoint: impl FnOnce(Watched<T>) -> Endpoint) -> io::Result<()> {
         let token = self.new_token();
-        self.poller.watch(&listener, token, Interest::Nothing, Interest::Read)?;
-        self.endpoints.insert(token, endpoint(listener));
+        let mut watched = self.poller.watched(source, token);
+        watched.watch_for(Interest::Read)?;
+        self.endpoints.insert(token, endpoint(watched));
         Ok(())
     }
 
@@ -274,10 +282,10 @@ impl Server {
                     self.reply_control(token, peer, header, &reply);
                 }
             }
-            Some(Asker::VfioUser(token, header)) => {
+            Some(Asker::VfioUser(token, header, reply)) => {
                 if let Some(Endpoint::VfioUser(mut peer)) = self.endpoints.remove(&token) {
                     peer.is_served_by_job = false;
-                    self.reply_vfio_user(token, peer, header, answer.map(|_| Reply::Done));
+                    self.reply_vfio_user(token, peer, header, answer.map(|_| reply));
                 }
             }
             Some(Asker::Nobody) | None => {

@@ -9,7 +9,7 @@ use protocol::{Frame, ReceiveError};
 use super::poller::Token;
 use super::{Asker, Endpoint, Server, VfioUserPeer};
 use crate::device::DataFace;
-use crate::face::vfio_user::{Step, VfioUserSession};
+use crate::face::vfio_user::Step;
 use crate::failure::Failure;
 
 impl Server {
@@ -39,16 +39,16 @@ impl Server {
         request: Request,
     ) {
         let is_held = self.machine.is_held(peer.session.cookie());
-        if self.in_flight.is_some() && (is_held || VfioUserSession::has_to_wait(&request)) {
+        if is_held || self.is_busy() && peer.session.has_to_wait(&request, &self.machine) {
             peer.held = Some((header, request));
             self.waiting.push_back(token);
             return self.keep_vfio_user(token, peer);
         }
         match peer.session.handle(request, &mut self.machine) {
             Ok(Step::Reply(reply)) => self.reply_vfio_user(token, peer, header, Ok(reply)),
-            Ok(Step::Job(job)) => {
+            Ok(Step::Job(job, reply)) => {
                 peer.is_served_by_job = true;
-                self.submit(job, Asker::VfioUser(token, header));
+                self.submit(job, Asker::VfioUser(token, header, reply));
                 self.keep_vfio_user(token, peer);
             }
             Err(failure) => self.reply_vfio_user(token, peer, header, Err(failure)),
@@ -82,7 +82,7 @@ impl Server {
 
     /// Puts a client back into the table, with the poller looking out for what it can do next.
     pub(super) fn keep_vfio_user(&mut self, token: Token, mut peer: VfioUserPeer) {
-        match peer.watch(&self.poller, token) {
+        match peer.watch() {
             Ok(()) => drop(self.endpoints.insert(token, Endpoint::VfioUser(peer))),
             Err(errno) => {
                 log::error!("event=watch-failed connection={} errno={}", token.0, errno.raw_os_error());
@@ -100,10 +100,7 @@ impl Server {
             log::warn!("event=connection-broken connection={} reason=\"{failure}\"", token.0);
         }
         log::info!("event=vfio-user-closed connection={} cookie={:#x} reason=\"{error}\"", token.0, cookie.0);
-        let is_listening = self
-            .endpoints
-            .values()
-            .any(|endpoint| matches!(endpoint, Endpoint::FaceListener(served, _) if *served == cookie));
-        self.machine.set_face(cookie, if is_listening { DataFace::Listening } else { DataFace::None });
+        let face = self.machine.device(cookie).map_or(DataFace::None, |device| device.face);
+        self.machine.set_face(cookie, face.without_client());
     }
 }

@@ -49,7 +49,7 @@ super::numbered!(ResetMethod, ResetOutcome);
 pub struct ResetRequest {
     /// Which device.
     pub cookie: Cookie,
-    /// A [`ResetMethod`], or 0: the function alone if it can be, else its group.
+    /// A [`ResetMethod`], or 0: the server chooses.
     pub method: u32,
     /// How long to try again while the kernel is busy, in milliseconds; 0: the server's default.
     pub deadline_ms: u32,

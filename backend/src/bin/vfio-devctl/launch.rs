@@ -73,7 +73,7 @@ impl Launch {
         }
         let mut child = RunningServer::spawn(&server, listener).map_err(|error| failed(&error))?;
         let mut client = crate::connect(&self.socket)?;
-        let _face_paths = self.hand_over(&mut client, &iommufd, devices)?;
+        let _face_paths = self.hand_over(&mut client, iommufd, devices)?;
         DeviceView::list(&crate::all_devices(&mut client)?).print(json)?;
         // Until a signal comes: one for us, or the child's end.
         signalled.read_exact(&mut [0]).map_err(|error| failed(&error))?;
@@ -96,10 +96,11 @@ impl Launch {
     fn hand_over(
         &self,
         client: &mut ControlClient,
-        iommufd: &File,
+        iommufd: File,
         devices: Vec<(Cookie, File)>,
     ) -> Result<Vec<OwnSocket>, ToolError> {
-        client.set_iommufd(iommufd, IoasChoice::Allocate)?;
+        client.set_iommufd(&iommufd, IoasChoice::Allocate)?;
+        drop(iommufd);
         for (cookie, device) in devices {
             client.add_device(cookie, device)?;
         }

@@ -13,14 +13,14 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use protocol::ControlClient;
-use protocol::extension::{Cookie, DeviceInfo, ResetMethod};
+use protocol::extension::{Cookie, DEFAULT_RESET_DEADLINE, DeviceInfo, LONGEST_ATTEMPT, ResetMethod};
 
 use self::launch::Launch;
 use self::tool_error::ToolError;
 use self::view::{DeviceView, ResetGroupView, ResetView, View};
 
-/// How long a server may take to answer anything but a reset.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a server may take to answer: a request may have to wait for another client's reset.
+const PATIENCE: Duration = DEFAULT_RESET_DEADLINE.saturating_add(LONGEST_ATTEMPT);
 
 /// Talks to vhost-device-vfio.
 ///

@@ -8,6 +8,7 @@ use protocol::extension::KernelFeatures;
 use vhost_device_vfio_tests::edu::Edu;
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
 use vhost_device_vfio_tests::pci_function::PciFunction;
+use vhost_device_vfio_tests::server_process::ServerProcess;
 use vhost_device_vfio_tests::vmm::{Vmm, refusal};
 
 use super::FIRST;
@@ -100,4 +101,17 @@ pub(crate) fn guest_memory_stays_out_of_the_server_where_the_kernel_allows() {
         "IOMMU_IOAS_MAP_FILE came with 6.13"
     );
     assert_eq!(maps.contains("memfd:guest"), !can_map_files, "{maps}");
+}
+
+pub(crate) fn a_table_over_the_memory_lock_limit_leaves_the_old_one() {
+    let (small, large) = (GuestMemory::new(0, MEMORY), GuestMemory::new(0, 4 * MEMORY));
+    let mut vmm = Vmm::with_server(ServerProcess::start_with_limit(2 * MEMORY));
+    vmm.add(1, FIRST).unwrap();
+    vmm.map(&small).unwrap();
+    let mut function = vmm.open(1);
+    function.enable();
+    assert_eq!(refusal(vmm.map(&large)).0, "memory-lock-limit");
+    let failure = vmm.control.last_failure().unwrap().unwrap().failure;
+    assert!(failure.fix().contains("LimitMEMLOCK"), "{failure}");
+    assert!(copy_arrives(&mut Edu::new(&mut function), &small));
 }

@@ -111,3 +111,17 @@ pub(crate) fn an_adopted_address_space_is_left_to_its_owner() {
     drop(vmm);
     ioas.iova_ranges().expect("the address space outlives the server");
 }
+
+pub(crate) fn a_listener_that_its_owner_kept_can_be_handed_over_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("face");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut vmm = Vmm::start();
+    for _ in 0..2 {
+        vmm.add(1, FIRST).unwrap();
+        vmm.control.serve(Cookie(1), Face::VfioUser, &listener).unwrap();
+        let mut client = Client::new(UnixStream::connect(&path).unwrap(), PATIENCE);
+        client.version(&Capabilities::default()).unwrap();
+        vmm.control.remove_device(Cookie(1)).unwrap();
+    }
+}

@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
 
 mod dma;
+mod framing;
 mod handover;
 mod interrupts;
 mod refusals;
@@ -35,10 +36,12 @@ fn trials_of(topology: &str) -> Vec<Trial> {
         "edu-pair" => trials! {
             handover: the_server_works_with_an_empty_dev, an_inherited_device_is_served,
                 devices_are_described, a_listening_face_takes_one_client_after_the_other,
-                an_adopted_address_space_is_left_to_its_owner;
+                an_adopted_address_space_is_left_to_its_owner,
+                a_listener_that_its_owner_kept_can_be_handed_over_again;
             dma: dma_arrives_in_guest_memory, dma_of_unmapped_memory_does_not_arrive,
                 a_table_before_the_first_device_is_mapped_with_it, regions_come_and_go_one_by_one,
                 guest_memory_stays_out_of_the_server_where_the_kernel_allows,
+                a_table_over_the_memory_lock_limit_leaves_the_old_one,
                 a_failed_change_leaves_the_old_table;
             interrupts: an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent;
             reset: an_unopened_sibling_of_the_group_is_implied, both_functions_of_the_pair_are_ours,
@@ -47,14 +50,21 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 a_function_reset_that_does_not_exist_is_refused, auto_falls_back_to_the_hot_reset;
             refusals: a_bound_device_is_refused, an_open_group_is_told, a_foreign_owner_is_told,
                 a_cookie_is_used_once, regions_in_the_interrupt_window_are_refused,
-                a_second_iommufd_is_refused, only_the_owner_takes_a_device_away, a_second_face_is_refused;
+                a_second_iommufd_is_refused, only_the_owner_takes_a_device_away, a_second_face_is_refused,
+                overlapping_regions_are_refused, a_region_goes_only_as_it_came,
+                more_regions_than_the_table_has_are_refused, nodes_are_no_substitutes_for_one_another,
+                a_device_node_is_no_iommufd, a_face_needs_a_unix_stream;
+            framing: a_malformed_command_ends_its_connection_only, a_refused_command_has_one_error_reply,
+                a_version_that_is_none_is_refused, only_eventfds_become_interrupts,
+                a_command_is_refused_in_silence_if_it_wants_no_reply, half_a_command_does_not_wait_for_ever;
             teardown: closing_the_connection_frees_the_devices, a_removed_device_can_be_used_again,
                 a_killed_client_leaves_nothing_behind, descriptors_are_as_before_after_add_and_remove,
                 sigterm_ends_the_server_at_once;
         },
         "edu-igb" => trials! {
             reset: a_hot_reset_brings_registers_to_their_defaults, a_sibling_of_another_group_blocks_until_it_is_passed,
-                a_function_without_driver_blocks, function_reset_is_preferred;
+                a_function_without_driver_blocks, function_reset_is_preferred,
+                a_guests_function_level_reset_is_carried_out;
             tool: the_tool_names_the_blocker_and_the_remedy, the_tool_resets_what_is_complete,
                 the_tool_leaves_nothing_behind;
         },
@@ -64,6 +74,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             refusals: a_device_that_is_not_pci_is_told;
         },
         "rciep" => trials! { reset: a_device_on_the_root_bus_has_no_hot_reset; },
+        "e1000e" => trials! { reset: a_power_management_reset_comes_last; },
         "gen4" => trials! {
             reset: a_link_that_does_not_come_back_is_reported, other_connections_are_answered_during_a_reset;
         },

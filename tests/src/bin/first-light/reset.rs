@@ -3,7 +3,7 @@
 //! Reset groups and resets, in the topologies that differ in them.
 
 use protocol::extension::{
-    Cookie, GroupReason, Ownership, ResetMethod, ResetOutcome, ResetReport, RowReason,
+    Cookie, DeviceFlags, GroupReason, Ownership, ResetMethod, ResetOutcome, ResetReport, RowReason,
 };
 use protocol::vfio_user::{IrqAction, IrqData};
 use rustix::io::Errno;
@@ -17,7 +17,7 @@ use super::{FIRST, ON_ROOT_BUS, SECOND};
 
 const CONFIG: u32 = 7;
 const BAR0: u64 = 0x10;
-/// igb's VLAN EtherType register and what it holds after a reset.
+/// igb's VLAN `EtherType` register and what it holds after a reset.
 const IGB_VET: u64 = 0x38;
 const IGB_VET_DEFAULT: u32 = 0x8100_8100;
 
@@ -209,4 +209,26 @@ pub(crate) fn other_connections_are_answered_during_a_reset() {
     assert_eq!(other.device_info(Cookie(1)).unwrap().address.to_string(), FIRST);
     assert!(!reset.is_finished(), "the answer came while the reset was running");
     reset.join().unwrap().unwrap();
+}
+
+pub(crate) fn a_guests_function_level_reset_is_carried_out() {
+    const EXPRESS: u8 = 0x10;
+    const DEVICE_CONTROL: u64 = 8;
+    let mut vmm = with_both();
+    let mut igb = vmm.open(2);
+    igb.enable();
+    igb.write(0, IGB_VET, 0x1234);
+    let control = igb.capability(EXPRESS) + DEVICE_CONTROL;
+    igb.client.region_write(CONFIG, control, &0x8000_u16.to_le_bytes()).unwrap();
+    igb.enable();
+    assert_eq!(igb.read(0, IGB_VET), IGB_VET_DEFAULT);
+}
+
+pub(crate) fn a_power_management_reset_comes_last() {
+    let mut vmm = Vmm::start();
+    let info = vmm.add(1, FIRST).unwrap();
+    assert!(info.flags.contains(DeviceFlags::FUNCTION_RESET), "it has one, of a kind");
+    assert_eq!(vmm.control.reset(Cookie(1), None, None).unwrap().method, ResetMethod::Hot);
+    let asked = vmm.control.reset(Cookie(1), Some(ResetMethod::Function), None).unwrap();
+    assert_eq!(asked.method, ResetMethod::Function);
 }
