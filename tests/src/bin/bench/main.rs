@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Benchmarks of the server process, each next to the least that would do for the same. docs/benchmarks.md explains them;
+//! `tests/bench` builds and runs them. A figure never fails anything.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod comparison;
+mod contest;
+mod echo;
+mod exchange;
+mod memory_table;
+mod processor;
+mod resident_memory;
+mod round_trip;
+mod start_up;
+
+use std::process::ExitCode;
+
+use comparison::{Comparison, print_heading};
+
+/// The two functions of the topology.
+const FIRST: &str = "0000:01:00.0";
+const SECOND: &str = "0000:01:00.1";
+
+/// Where a benchmark can run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Anywhere; so on the processor that there is, not on one that is emulated.
+    Host,
+    /// Where the devices are.
+    TestMachine,
+    /// In both: what is measured in one of them can be compared with it.
+    Both,
+}
+
+/// What can be asked for.
+struct Benchmark {
+    name: &'static str,
+    place: Place,
+    run: fn() -> Vec<Comparison>,
+}
+
+const BENCHMARKS: [Benchmark; 6] = [
+    Benchmark { name: "start-up", place: Place::Host, run: start_up::start_up },
+    Benchmark { name: "resident-memory", place: Place::Host, run: resident_memory::resident_memory },
+    Benchmark { name: "features", place: Place::Both, run: round_trip::features },
+    Benchmark { name: "reset-group", place: Place::TestMachine, run: round_trip::reset_group },
+    Benchmark { name: "region-read", place: Place::TestMachine, run: round_trip::region_read },
+    Benchmark { name: "memory-table", place: Place::TestMachine, run: memory_table::memory_table },
+];
+
+/// The benchmarks of these names, all without any.
+fn select(names: &[String]) -> Result<Vec<&'static Benchmark>, String> {
+    let all = || BENCHMARKS.iter();
+    if names.is_empty() {
+        return Ok(all().collect());
+    }
+    let find = |name: &String| {
+        all().find(|benchmark| benchmark.name == name).ok_or_else(|| {
+            let known: Vec<_> = all().map(|benchmark| benchmark.name).collect();
+            format!("there is no benchmark `{name}`, but {}", known.join(", "))
+        })
+    };
+    names.iter().map(find).collect()
+}
+
+/// Prints which of `names` are for the place.
+fn list(place: &str, names: &[String]) -> Result<(), String> {
+    let place = match place {
+        "host" => Place::Host,
+        "test-machine" => Place::TestMachine,
+        other => return Err(format!("there is no place `{other}`")),
+    };
+    for benchmark in select(names)? {
+        if [place, Place::Both].contains(&benchmark.place) {
+            println!("{}", benchmark.name);
+        }
+    }
+    Ok(())
+}
+
+fn run(names: &[String]) -> Result<(), String> {
+    let benchmarks = select(names)?;
+    print_heading(if std::env::var_os("TESTVM_TOPOLOGY").is_some() { "test machine" } else { "host" });
+    for benchmark in benchmarks {
+        for comparison in (benchmark.run)() {
+            println!("{:<16} {comparison}", benchmark.name);
+        }
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let outcome = match arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        Some((echo::ARGUMENT, rest)) => {
+            echo::serve(rest);
+            Ok(())
+        }
+        Some(("--list", [place, names @ ..])) => list(place, names),
+        _ => run(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("bench: {message}");
+            ExitCode::from(2)
+        }
+    }
+}
