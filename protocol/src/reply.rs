@@ -51,7 +51,11 @@ impl ControlReply {
     /// requests a number, as vhost-user has it.
     pub fn encode(&self, request: RequestNumber) -> Vec<u8> {
         let extension = request.is_extension();
-        let mut body = if extension { ReplyStatus::DONE.as_bytes().to_vec() } else { Vec::new() };
+        // Most replies are shorter.
+        let mut body = Vec::with_capacity(128);
+        if extension {
+            body.extend(ReplyStatus::DONE.as_bytes());
+        }
         match self {
             Self::Done if extension => {}
             Self::Done => body.extend(0_u64.as_bytes()),
