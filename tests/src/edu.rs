@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! QEMU's `edu` device (docs/specs/edu.rst): a DMA engine with a buffer of a page, and an interrupt that can be raised.
+//! QEMU's `edu` device (docs/specs/edu.rst): a DMA engine with a buffer of a page, and an interrupt that can be raised. QEMU
+//! does not reset its registers when its bus is reset; what a reset does to a device's registers shows on igb.
 
 use crate::pci_function::PciFunction;
 use crate::server_process::wait_until;
@@ -9,7 +10,6 @@ use crate::server_process::wait_until;
 const BAR: u32 = 0;
 mod register {
     pub(super) const IDENTIFICATION: u64 = 0x00;
-    pub(super) const LIVENESS: u64 = 0x04;
     pub(super) const INTERRUPT_RAISE: u64 = 0x60;
     pub(super) const INTERRUPT_ACKNOWLEDGE: u64 = 0x64;
     pub(super) const DMA_SOURCE: u64 = 0x80;
@@ -37,16 +37,6 @@ impl<'a> Edu<'a> {
     /// Version and magic number.
     pub fn identification(&mut self) -> u32 {
         self.function.read(BAR, register::IDENTIFICATION)
-    }
-
-    /// Writes a value that the device gives back inverted.
-    pub fn set_liveness(&mut self, value: u32) {
-        self.function.write(BAR, register::LIVENESS, value);
-    }
-
-    /// The inverse of the value written last.
-    pub fn liveness(&mut self) -> u32 {
-        self.function.read(BAR, register::LIVENESS)
     }
 
     /// Raises the device's interrupt.
