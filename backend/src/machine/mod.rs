@@ -85,6 +85,8 @@ impl Machine {
     ) -> Result<KernelFeatures, Failure> {
         let Slot::Empty = self.address_space else { return Err(Failure::iommufd_already_set()) };
         let iommufd = Iommufd::from_fd(iommufd, &self.sysfs).map_err(|_| Failure::not_an_iommufd())?;
+        let accounting = iommufd.memory_accounting().map_err(Failure::no_address_space)?;
+        log::info!("event=iommufd-set map-file={} memory-accounting={accounting:?}", iommufd.has_map_file());
         let features =
             if iommufd.has_map_file() { KernelFeatures::MAP_FILE } else { KernelFeatures::default() };
         let address_space = AddressSpace::new(Arc::new(iommufd), ioas)?;
