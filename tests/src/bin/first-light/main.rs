@@ -47,7 +47,8 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             reset: an_unopened_sibling_of_the_group_is_implied, both_functions_of_the_pair_are_ours,
                 the_header_alone_tells_whether_a_reset_is_available, a_hot_reset_leaves_quiet_devices,
                 the_mapping_outlives_a_hot_reset, a_guests_reset_spares_a_sibling_in_use,
-                a_function_reset_that_does_not_exist_is_refused, auto_falls_back_to_the_hot_reset;
+                a_function_reset_that_does_not_exist_is_refused, auto_falls_back_to_the_hot_reset,
+                a_reset_that_waits_hinders_nobody_and_ends_with_the_server;
             refusals: a_bound_device_is_refused, an_open_group_is_told, a_foreign_owner_is_told,
                 a_cookie_is_used_once, regions_in_the_interrupt_window_are_refused,
                 a_second_iommufd_is_refused, only_the_owner_takes_a_device_away, a_second_face_is_refused,
@@ -76,7 +77,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
         "rciep" => trials! { reset: a_device_on_the_root_bus_has_no_hot_reset; },
         "e1000e" => trials! { reset: a_power_management_reset_comes_last; },
         "gen4" => trials! {
-            reset: a_link_that_does_not_come_back_is_reported, other_connections_are_answered_during_a_reset;
+            reset: a_link_that_does_not_come_back_is_reported;
         },
         "edu-noremap" => trials! { refusals: missing_interrupt_remapping_is_told; },
         other => vec![Trial::test("topology", {

@@ -2,6 +2,8 @@
 
 //! Reset groups and resets, in the topologies that differ in them.
 
+use std::time::Duration;
+
 use protocol::extension::{
     Cookie, DeviceFlags, GroupReason, Ownership, ResetMethod, ResetOutcome, ResetReport, RowReason,
 };
@@ -11,6 +13,7 @@ use vfio::IrqIndex;
 use vhost_device_vfio_tests::edu::Edu;
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
 use vhost_device_vfio_tests::interrupt::Interrupt;
+use vhost_device_vfio_tests::server_process::{ServerProcess, wait_until};
 use vhost_device_vfio_tests::vmm::{Vmm, refusal};
 
 use super::{FIRST, ON_ROOT_BUS, SECOND};
@@ -196,19 +199,40 @@ pub(crate) fn a_link_that_does_not_come_back_is_reported() {
     assert_eq!(igb.read(0, IGB_VET), IGB_VET_DEFAULT, "it was reset all the same");
 }
 
-pub(crate) fn other_connections_are_answered_during_a_reset() {
+/// Whether a reset that has begun does not come to its end, where one that does takes some milliseconds.
+fn is_resetting_for_long(server: &ServerProcess) -> bool {
+    let is_resetting =
+        || server.log().matches("reset-begun").count() > server.log().matches("reset-done").count();
+    (0..50).all(|_| {
+        std::thread::sleep(Duration::from_millis(2));
+        is_resetting()
+    })
+}
+
+pub(crate) fn a_reset_that_waits_hinders_nobody_and_ends_with_the_server() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("control");
     let mut vmm = Vmm::listening(&path);
     vmm.add(1, FIRST).unwrap();
+    vmm.add(2, SECOND).unwrap();
     let mut other = Vmm::connect_again(&path);
-    let Vmm { server, mut control, .. } = vmm;
-    // Without its link the kernel waits for a second.
-    let reset = std::thread::spawn(move || control.reset(Cookie(1), Some(ResetMethod::Hot), None));
-    server.wait_for_log("event=reset-begun");
+    let Vmm { mut server, mut control, .. } = vmm;
+    // An unbind keeps the device locked until the server lets go of it, and the kernel resets nothing that is locked.
+    let unbind = std::thread::spawn(|| std::fs::write("/sys/bus/pci/drivers/vfio-pci/unbind", SECOND));
+    let minutes = Duration::from_mins(5);
+    let reset = std::thread::spawn(move || {
+        while control.reset(Cookie(1), Some(ResetMethod::Hot), Some(minutes)).is_ok() {
+            // The unbind has not begun yet.
+        }
+    });
+    assert!(wait_until(|| is_resetting_for_long(&server)), "no reset waits: {}", server.log());
     assert_eq!(other.device_info(Cookie(1)).unwrap().address.to_string(), FIRST);
-    assert!(!reset.is_finished(), "the answer came while the reset was running");
-    reset.join().unwrap().unwrap();
+    assert!(!reset.is_finished());
+    server.terminate();
+    assert!(server.wait_for_exit().success(), "{}", server.log());
+    reset.join().unwrap();
+    unbind.join().unwrap().unwrap();
+    std::fs::write("/sys/bus/pci/drivers_probe", SECOND).unwrap();
 }
 
 pub(crate) fn a_guests_function_level_reset_is_carried_out() {
