@@ -5,6 +5,7 @@
 #![allow(clippy::expect_used)]
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 /// Where failures are built: each id is the first argument of the function that does it.
@@ -37,4 +38,44 @@ fn ids_of_the_document() -> BTreeSet<&'static str> {
 #[test]
 fn every_error_id_is_explained_and_every_explained_id_exists() {
     assert_eq!(ids_of_the_document(), ids_of_the_code());
+}
+
+const SECURITY: &str = include_str!("../../docs/security.md");
+
+/// Every Rust file below a folder, in one text.
+fn sources_below(folder: &Path) -> String {
+    let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let texts = entries.map(|path| {
+        if path.is_dir() {
+            sources_below(&path)
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            std::fs::read_to_string(path).expect("a source file")
+        } else {
+            String::new()
+        }
+    });
+    texts.collect()
+}
+
+#[test]
+fn every_promise_of_the_security_document_has_a_test_that_exists() {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let crates = ["protocol", "vfio", "sandbox", "backend", "tests"];
+    let sources: String = crates.iter().map(|name| sources_below(&workspace.join(name))).collect();
+    let (_, promises) = SECURITY.split_once("## What the server promises").expect("the heading");
+    let (promises, _) = promises.split_once("\n## ").expect("the next heading");
+    let rows: Vec<_> =
+        promises.lines().filter(|line| line.starts_with("| ") && !line.contains("| the test")).collect();
+    assert!(rows.len() > 10, "the table was found");
+    for row in rows {
+        let proof = row.split('|').nth(2).expect("two columns");
+        let tests = proof.split('`').filter(|name| name.contains('_') && !name.contains(':'));
+        for test in tests.filter(|name| *name != "memory_table") {
+            assert!(sources.contains(&format!("fn {test}(")), "there is no test `{test}`");
+        }
+        let files = proof.split([' ', ',', ';']).filter(|word| word.starts_with("tests/"));
+        for file in files {
+            assert!(workspace.join(file).exists(), "there is no {file}");
+        }
+    }
 }
