@@ -230,9 +230,10 @@ pub(crate) fn write(fd: &DeviceFd, data: &[u8], offset: u64) -> Result<usize, Er
     rustix::io::pwrite(fd, data, offset)
 }
 
-/// The type of ioctl's second parameter differs between C libraries; the kernel looks at 32 bits.
-fn request(ioctl: Ioctl) -> libc::Ioctl {
-    ioctl.number.into()
+/// The type of ioctl's second parameter is `unsigned long` in glibc and `int` in musl; all numbers fit both.
+#[allow(clippy::cast_lossless, clippy::cast_possible_wrap)]
+const fn request(ioctl: Ioctl) -> libc::Ioctl {
+    ioctl.number as libc::Ioctl
 }
 
 #[allow(clippy::cast_possible_truncation)]
