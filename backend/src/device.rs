@@ -162,8 +162,19 @@ impl Quiescer {
         self.device.address()
     }
 
+    /// Interrupts down and the device silent, as far as it lets itself be stopped. True when no interrupt of its own is
+    /// left armed.
+    pub fn quiesce(&self) -> bool {
+        let disarmed = self.disarm();
+        let silenced = self.silence();
+        for error in [disarmed.err(), silenced.err()].into_iter().flatten() {
+            self.warn("quiesce-failed", error);
+        }
+        disarmed.is_ok()
+    }
+
     /// Takes the device's own interrupts down.
-    pub fn disarm(&self) -> Result<(), CallError> {
+    fn disarm(&self) -> Result<(), CallError> {
         let Some(index) = self.interrupts.active else { return Ok(()) };
         match self.device.set_irqs(&IrqSet::disable(index)) {
             // Whoever holds a copy of the descriptor was first.
@@ -175,7 +186,7 @@ impl Quiescer {
     /// Decoding and bus mastering off, power state D0. Each step is tried, whatever became of the one before.
     ///
     /// The PCI core saves the command register before a reset and restores it after: what is off now stays off.
-    pub fn silence(&self) -> Result<(), CallError> {
+    fn silence(&self) -> Result<(), CallError> {
         let config_space = ConfigSpace::new(&self.device);
         let stopped = config_space.disable_command();
         let powered = config_space.power_on();
@@ -191,8 +202,8 @@ impl Quiescer {
         config_space.clear_bars().and(config_space.disable_command())
     }
 
-    /// Stops the device because its client is gone: also what tells the client of errors and requests. True when no
-    /// interrupt is left armed.
+    /// Quiesces the device because its client is gone: also what tells the client of errors and requests. True as for
+    /// [`Self::quiesce`].
     pub fn leave_quiet(&self) -> bool {
         for index in [IrqIndex::Err, IrqIndex::Req] {
             let disarm =
@@ -200,12 +211,7 @@ impl Quiescer {
             // A device need not have them.
             let _ = self.device.set_irqs(&disarm);
         }
-        let disarmed = self.disarm();
-        let silenced = self.silence();
-        for error in [disarmed.err(), silenced.err()].into_iter().flatten() {
-            self.warn("quiesce-failed", error);
-        }
-        disarmed.is_ok()
+        self.quiesce()
     }
 
     /// Stops the device for good: no interrupt, no access to memory, whoever still holds a copy of its descriptor.

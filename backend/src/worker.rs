@@ -92,7 +92,7 @@ pub enum Completion {
     Released(Option<AddressSpace>),
     /// Of [`Job::ChangeMemory`].
     MemoryChanged {
-        /// Whether the new table is in force; if not, the old one is.
+        /// Whether the new table is in force; if not, the old one is, as far as it could be put back.
         outcome: Result<(), Failure>,
         /// Back from the job.
         address_space: AddressSpace,

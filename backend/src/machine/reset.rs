@@ -110,17 +110,15 @@ impl Machine {
         }
         let mut members = Vec::new();
         for function in &info.functions {
-            let Ownership::Bound(_) = function.ownership else { continue };
-            let cookie = self.cookie_of(function.ownership);
-            let Some((cookie, device)) = cookie.and_then(|cookie| Some((cookie, self.devices.get(&cookie)?)))
-            else {
+            let Ownership::Bound(id) = function.ownership else { continue };
+            let Some((cookie, device)) = self.devices.iter().find(|(_, held)| held.device.id() == id) else {
                 return Err(Failure::sibling_elsewhere(address, function.address));
             };
             let is_sibling = function.address != address;
             if origin == ResetOrigin::DataFace && is_sibling && device.face.is_connected() {
                 return Err(Failure::sibling_in_use(address, function.address));
             }
-            members.push(cookie);
+            members.push(*cookie);
         }
         Ok(members)
     }
@@ -167,10 +165,5 @@ impl Machine {
             attempts: done.attempts,
             affected: result.affected,
         })
-    }
-
-    fn cookie_of(&self, ownership: Ownership) -> Option<Cookie> {
-        let Ownership::Bound(id) = ownership else { return None };
-        self.devices.iter().find(|(_, held)| held.device.id() == id).map(|(cookie, _)| *cookie)
     }
 }

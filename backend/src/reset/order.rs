@@ -73,21 +73,10 @@ impl ResetOrder {
         ResetResult { affected: self.affected.iter().map(|(cookie, _)| *cookie).collect(), disarmed, outcome }
     }
 
-    /// Stops every device as far as it lets itself be stopped, and tells whose interrupts are down. One that does not obey
-    /// is no reason to leave it as it is: the reset is what may cure it.
+    /// Stops every device, and tells whose interrupts are down. One that does not obey is no reason to leave it as it is:
+    /// the reset is what may cure it.
     fn quiesce_all(&self) -> Vec<Cookie> {
-        let mut disarmed = Vec::new();
-        for (cookie, device) in &self.affected {
-            let result = device.disarm();
-            if result.is_ok() {
-                disarmed.push(*cookie);
-            }
-            if let Err(error) = result.and(device.silence()) {
-                let (device, errno) = (device.address(), error.errno.raw_os_error());
-                log::warn!("event=quiesce-failed device={device} call={} errno={errno}", error.call);
-            }
-        }
-        disarmed
+        self.affected.iter().filter(|(_, device)| device.quiesce()).map(|(cookie, _)| *cookie).collect()
     }
 
     /// Restores every device, whatever became of the one before, and reports the first failure.

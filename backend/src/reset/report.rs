@@ -30,8 +30,17 @@ pub fn row(
     cookie: Option<wire::Cookie>,
     sysfs: &Sysfs,
 ) -> ResetGroupRow {
-    let function = sysfs.function(affected.address).ok();
-    let (vfio_device, driver) = driver_names(function.as_ref());
+    describe(target, affected, cookie, sysfs.function(affected.address).ok().as_ref())
+}
+
+/// The row of a function that sysfs describes so, or not at all.
+fn describe(
+    target: PciAddress,
+    affected: &AffectedFunction,
+    cookie: Option<wire::Cookie>,
+    function: Option<&Function>,
+) -> ResetGroupRow {
+    let (vfio_device, driver) = driver_names(function);
     ResetGroupRow {
         address: wire_address(affected.address),
         ownership: match affected.ownership {
@@ -41,9 +50,9 @@ pub fn row(
         },
         cookie: cookie.unwrap_or(wire::Cookie(0)),
         flags: if cookie.is_some() { RowFlags::HAS_COOKIE } else { RowFlags::default() },
-        iommu_group: wire_group(function.as_ref().and_then(|function| function.iommu_group)),
-        reason: row_reason(target, affected.ownership, function.as_ref()),
-        header_type: function.as_ref().map_or(HEADER_TYPE_UNKNOWN, |function| function.header_type.into()),
+        iommu_group: wire_group(function.and_then(|function| function.iommu_group)),
+        reason: row_reason(target, affected.ownership, function),
+        header_type: function.map_or(HEADER_TYPE_UNKNOWN, |function| function.header_type.into()),
         vfio_device: Name::new(vfio_device),
         driver: Name::new(driver),
     }
@@ -100,11 +109,10 @@ pub fn remedy(row: &ResetGroupRow) -> String {
         RowReason::Bridge => {
             format!("Nothing helps as long as the bridge {address} is in the scope: use a function reset")
         }
-        RowReason::OtherScope => {
-            format!(
-                "Disable the virtual functions (echo 0 > sriov_numvfs of the physical function of {address})"
-            )
-        }
+        RowReason::OtherScope => format!(
+            "Use a function reset, as {address} is reset with another scope; if it is a virtual function, disable those \
+             of its physical function (echo 0 > /sys/bus/pci/devices/{address}/physfn/sriov_numvfs)"
+        ),
         RowReason::Unknown => format!("Look at {address} with lspci -vks {address}"),
     }
 }
@@ -150,6 +158,11 @@ mod tests {
         Driver::Vfio { name: "vfio-pci".into(), device: "vfio1".into() }
     }
 
+    fn row_of(function: &Function, ownership: Ownership) -> ResetGroupRow {
+        let affected = AffectedFunction { address: function.address, ownership };
+        describe(TARGET, &affected, None, Some(function))
+    }
+
     const TARGET: PciAddress = PciAddress::from_devfn(0, 1, 0);
 
     #[test]
@@ -172,6 +185,24 @@ mod tests {
         let target = PciAddress::from_devfn(0, 3, 0);
         let function = function(0, vfio_driver(), false);
         assert_eq!(row_reason(target, Ownership::NotOwned, Some(&function)), RowReason::OtherScope);
+    }
+
+    #[test]
+    fn every_blocker_has_a_remedy_that_names_it() {
+        let blockers = [
+            function(0, Driver::None, false),
+            function(0, Driver::Kernel("igb".into()), false),
+            function(0, vfio_driver(), true),
+            function(1, Driver::Kernel("pcieport".into()), false),
+        ];
+        for function in blockers {
+            let row = row_of(&function, Ownership::NotOwned);
+            let remedy = remedy(&row);
+            assert!(remedy.contains("0000:01:00.1"), "{:?}: {remedy}", row.reason);
+        }
+        let on_vfio = remedy(&row_of(&function(0, vfio_driver(), false), Ownership::NotOwned));
+        assert!(on_vfio.contains("/dev/vfio/devices/vfio1"), "{on_vfio}");
+        assert_eq!(remedy(&row_of(&function(0, vfio_driver(), false), Ownership::Implied)), "");
     }
 
     #[test]

@@ -92,24 +92,40 @@ pub(crate) fn a_listening_face_takes_one_client_after_the_other() {
     }
 }
 
-pub(crate) fn an_adopted_address_space_is_left_to_its_owner() {
+/// A VMM that maps its memory itself, and has the server adopt the address space.
+fn mapped_by_the_vmm(access: Access) -> (Ioas, GuestMemory, Vmm) {
     let iommufd = node::iommufd();
     let ours = Iommufd::from_fd(iommufd.try_clone().unwrap().into(), &Sysfs::open().unwrap()).unwrap();
     let mut ioas = Ioas::allocate(Arc::new(ours)).unwrap();
     let memory = GuestMemory::new(0, 1 << 20);
     let file = memory.as_fd().try_clone_to_owned().unwrap();
-    ioas.map_file(&file, 0, 1 << 20, Iova(0), Access::ReadWrite).unwrap();
-
+    ioas.map_file(&file, 0, 1 << 20, Iova(0), access).unwrap();
     let mut vmm = Vmm::with_address_space(ServerProcess::start(), iommufd, IoasChoice::Adopt(ioas.id()));
     vmm.add(1, FIRST).unwrap();
+    (ioas, memory, vmm)
+}
+
+/// Whether the device can copy within the memory.
+fn copy_arrives(vmm: &mut Vmm, memory: &GuestMemory) -> bool {
     let mut function = vmm.open(1);
     function.enable();
     memory.write(0, b"mapped elsewhere");
     Edu::new(&mut function).copy(0, 0x1000, 16);
-    assert_eq!(memory.read(0x1000, 16), b"mapped elsewhere");
+    memory.read(0x1000, 16) == b"mapped elsewhere"
+}
+
+pub(crate) fn an_adopted_address_space_is_left_to_its_owner() {
+    let (ioas, memory, mut vmm) = mapped_by_the_vmm(Access::ReadWrite);
+    assert!(copy_arrives(&mut vmm, &memory));
     assert_eq!(refusal(vmm.map(&memory)).0, "memory-is-adopted");
     drop(vmm);
     ioas.iova_ranges().expect("the address space outlives the server");
+}
+
+pub(crate) fn a_device_cannot_write_memory_that_is_mapped_for_reading() {
+    let (_ioas, memory, mut vmm) = mapped_by_the_vmm(Access::Read);
+    assert!(!copy_arrives(&mut vmm, &memory));
+    assert_eq!(memory.read(0x1000, 16), [0; 16], "memory is as it was");
 }
 
 pub(crate) fn a_listener_that_its_owner_kept_can_be_handed_over_again() {

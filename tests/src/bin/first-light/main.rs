@@ -37,6 +37,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             handover: the_server_works_with_an_empty_dev, an_inherited_device_is_served,
                 devices_are_described, a_listening_face_takes_one_client_after_the_other,
                 an_adopted_address_space_is_left_to_its_owner,
+                a_device_cannot_write_memory_that_is_mapped_for_reading,
                 a_listener_that_its_owner_kept_can_be_handed_over_again;
             dma: dma_arrives_in_guest_memory, dma_of_unmapped_memory_does_not_arrive,
                 a_table_before_the_first_device_is_mapped_with_it, regions_come_and_go_one_by_one,
