@@ -7,6 +7,7 @@
 pub mod edu;
 pub mod foreign_file;
 pub mod guest_memory;
+pub mod host;
 pub mod interrupt;
 pub mod node;
 pub mod pci_function;

@@ -9,6 +9,7 @@
 //! | [`hot_reset`] | the reset set of a device, and resetting it |
 //! | [`iommufd`], [`ioas`], [`hwpt`] | the context, its address spaces and page tables |
 //! | [`topology`] | what sysfs knows about the functions around a device |
+//! | `model`, a feature | the same kernel without a kernel, for machines without devices |
 //! | [`ioctl`] | the number of every request this crate can make, for the sandbox |
 //!
 //! Nothing here opens a device node. Every ioctl is issued by the private module `sys`, which is also the only one
@@ -24,6 +25,8 @@ pub mod ioas;
 pub mod ioctl;
 pub mod iommufd;
 pub mod irq;
+#[cfg(feature = "model")]
+pub mod model;
 pub mod pci_address;
 pub mod region;
 mod sys;
