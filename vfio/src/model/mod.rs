@@ -9,6 +9,7 @@
 mod argument;
 mod function;
 mod iommufd;
+mod memory_map;
 mod sysfs;
 pub mod topology;
 
