@@ -2,38 +2,112 @@
 
 //! The machine whose kernel is asked: device nodes, sysfs and drivers below one root folder.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::OnceLock;
 
+use vfio::model::order::{DriverOrder, FunctionOrder};
+use vfio::model::{Machine, Order, Settings, Topology};
 use vfio::topology::Driver;
 use vfio::{PciAddress, Sysfs};
 
-/// A machine.
+/// The machine that the fixtures of the server use.
+static CURRENT: OnceLock<Host> = OnceLock::new();
+
+/// A machine: this one, or a modelled one in a folder.
+#[derive(Clone, Debug)]
+pub struct Host(vhost_device_vfio::host::Host);
+
+/// A modelled machine that runs until this is dropped.
 #[derive(Debug)]
-pub struct Host {
-    root: PathBuf,
+pub struct ModelledMachine {
+    machine: Machine,
+    _folder: tempfile::TempDir,
+}
+
+impl ModelledMachine {
+    /// Starts the machine of one of the topologies that come with the model.
+    pub fn start(topology: &str) -> Self {
+        Self::start_with(topology, Settings::default())
+    }
+
+    /// The same with settings.
+    pub fn start_with(topology: &str, settings: Settings) -> Self {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../vfio/topologies");
+        let path = Path::new(path).join(topology).with_extension("toml");
+        let topology = Topology::load(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self::of(topology, settings)
+    }
+
+    /// Starts a machine of the test's own.
+    pub fn of(topology: Topology, settings: Settings) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let machine = Machine::start(topology, settings, folder.path()).expect("the machine starts");
+        Self { machine, _folder: folder }
+    }
+
+    /// The machine as others see it.
+    pub fn host(&self) -> Host {
+        Host::at(self.machine.folder())
+    }
+
+    /// Gives it an order.
+    pub fn order(&self, order: &Order) -> String {
+        self.machine.order(order).unwrap_or_else(|errno| panic!("{order:?}: {errno}"))
+    }
 }
 
 impl Host {
     /// This machine.
     pub fn this() -> Self {
-        Self { root: "/".into() }
+        Self(vhost_device_vfio::host::Host::this())
+    }
+
+    /// The modelled machine in a folder, or this one for `/`.
+    pub fn at(root: impl AsRef<Path>) -> Self {
+        let root = root.as_ref();
+        if root == Path::new("/") {
+            Self::this()
+        } else {
+            Self(vhost_device_vfio::host::Host::modelled(root.into()))
+        }
+    }
+
+    /// The machine that [`crate::vmm::Vmm`] and [`crate::server_process::ServerProcess`] use: this one, unless
+    /// [`Self::make_current`] said otherwise.
+    pub fn current() -> &'static Self {
+        CURRENT.get_or_init(Self::this)
+    }
+
+    /// Makes this the machine of the whole process, before anybody asks for it.
+    pub fn make_current(self) {
+        CURRENT.set(self).expect("no machine was used yet");
+    }
+
+    /// Its root folder, by which another process finds the same machine.
+    pub fn root(&self) -> &Path {
+        self.0.root()
+    }
+
+    /// What a server must be started with to serve devices of this machine.
+    pub fn arguments(&self) -> Vec<std::ffi::OsString> {
+        self.0.arguments()
     }
 
     /// Its sysfs.
     pub fn sysfs(&self) -> Sysfs {
-        Sysfs::open_at(&self.root.join("sys")).expect("sysfs")
+        self.0.sysfs().expect("sysfs")
     }
 
     /// Opens a node below `/dev`.
     pub fn open(&self, node: impl AsRef<Path>) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).open(self.root.join("dev").join(node))
+        self.0.open(&self.root().join("dev").join(node))
     }
 
     /// Opens `/dev/iommu`.
     pub fn open_iommufd(&self) -> io::Result<File> {
-        self.open("iommu")
+        self.0.open(&self.0.iommufd())
     }
 
     /// Opens the VFIO cdev of a function.
@@ -43,9 +117,14 @@ impl Host {
     /// `NotFound` where the function has none; otherwise open's.
     pub fn open_cdev(&self, address: PciAddress) -> io::Result<File> {
         match self.sysfs().function(address)?.driver {
-            Driver::Vfio { device, .. } => self.open(Path::new("vfio/devices").join(device)),
+            Driver::Vfio { device, .. } => self.0.open(&self.0.cdev(&device)),
             Driver::Kernel(_) | Driver::None => Err(io::ErrorKind::NotFound.into()),
         }
+    }
+
+    /// Opens a legacy container.
+    pub fn open_container(&self) -> io::Result<File> {
+        self.open("vfio/vfio")
     }
 
     /// Opens an IOMMU group the legacy way.
@@ -55,18 +134,43 @@ impl Host {
 
     /// Has `driver` drive a function that has no driver.
     pub fn bind_driver(&self, address: PciAddress, driver: &str) -> io::Result<()> {
-        let directory = self.pci().join("devices").join(address.to_string());
+        if self.is_modelled() {
+            return self
+                .order(&Order::Bind(DriverOrder { function: address, driver: driver.into() }))
+                .map(drop);
+        }
+        let directory = Path::new("/sys/bus/pci/devices").join(address.to_string());
         std::fs::write(directory.join("driver_override"), driver)?;
-        std::fs::write(self.pci().join("drivers_probe"), address.to_string())
+        std::fs::write("/sys/bus/pci/drivers_probe", address.to_string())
     }
 
     /// Takes a function's driver away. Waits until nobody has the function open, if the driver is a VFIO one.
     pub fn unbind_driver(&self, address: PciAddress) -> io::Result<()> {
-        let unbind = self.pci().join("devices").join(address.to_string()).join("driver/unbind");
+        if self.is_modelled() {
+            return self.order(&Order::Unbind(FunctionOrder { function: address })).map(drop);
+        }
+        let unbind = Path::new("/sys/bus/pci/devices").join(address.to_string()).join("driver/unbind");
         std::fs::write(unbind, address.to_string())
     }
 
-    fn pci(&self) -> PathBuf {
-        self.root.join("sys/bus/pci")
+    /// How many bytes of memory are pinned for devices on behalf of this process.
+    pub fn pinned_memory(&self) -> u64 {
+        if self.is_modelled() {
+            let usage = self.order(&Order::Inspect(vfio::model::order::Nothing {})).expect("the usage");
+            let pinned = usage.lines().find_map(|line| line.strip_prefix("pinned-bytes = "));
+            return pinned.expect("a line of the usage").parse().expect("a number");
+        }
+        let status = std::fs::read_to_string("/proc/self/status").expect("the status");
+        let pinned = status.lines().find_map(|line| line.strip_prefix("VmPin:")?.strip_suffix("kB"));
+        pinned.expect("a line of the status").trim().parse::<u64>().expect("a number") << 10
+    }
+
+    /// Whether it is no real one.
+    pub fn is_modelled(&self) -> bool {
+        self.root() != Path::new("/")
+    }
+
+    fn order(&self, order: &Order) -> io::Result<String> {
+        Ok(vfio::model::order::give(self.root(), order)?)
     }
 }

@@ -2,40 +2,27 @@
 
 //! The device nodes that a VMM or its launcher opens and hands over.
 
-use std::fs::{File, OpenOptions};
-use std::path::Path;
+use std::fs::File;
 
-use vfio::topology::Driver;
-use vfio::{PciAddress, Sysfs};
+use vfio::PciAddress;
 
-fn open(path: impl AsRef<Path>) -> File {
-    let path = path.as_ref();
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
+use crate::host::Host;
 
 /// `/dev/iommu`.
 pub fn iommufd() -> File {
-    open("/dev/iommu")
+    Host::current().open_iommufd().expect("an iommufd")
 }
 
 /// The VFIO cdev of a function.
 pub fn cdev(address: &str) -> File {
     let address: PciAddress = address.parse().expect("a PCI address");
-    let function = Sysfs::open().and_then(|sysfs| sysfs.function(address)).expect("the function");
-    match function.driver {
-        Driver::Vfio { device, .. } => open(Path::new("/dev/vfio/devices").join(device)),
-        other => panic!("{address} is bound to {other:?}, not to vfio-pci"),
-    }
+    Host::current().open_cdev(address).unwrap_or_else(|error| panic!("{address}: {error}"))
 }
 
 /// The legacy group of a function.
 pub fn group(address: &str) -> File {
     let address: PciAddress = address.parse().expect("a PCI address");
-    let function = Sysfs::open().and_then(|sysfs| sysfs.function(address)).expect("the function");
+    let function = Host::current().sysfs().function(address).expect("the function");
     let group = function.iommu_group.expect("an IOMMU group");
-    open(Path::new("/dev/vfio").join(group.to_string()))
+    Host::current().open_group(group).expect("the group's node")
 }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 
+use crate::host::Host;
+
 /// How long anything that should happen at once may take on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -80,6 +82,7 @@ impl ServerProcess {
     /// Starts a server with a command line of the test's own.
     pub fn spawn(mut command: Command) -> Self {
         let log = tempfile::tempfile().expect("a file for the log");
+        command.args(Host::current().arguments());
         command.stdin(Stdio::null()).stderr(log.try_clone().expect("a second descriptor of the log"));
         let child = command.spawn().expect("the server starts");
         Self { child, log }

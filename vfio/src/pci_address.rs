@@ -9,6 +9,7 @@ use std::str::FromStr;
 ///
 /// Ordered by segment, bus, device, function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "model", derive(serde::Serialize), serde(into = "String"))]
 pub struct PciAddress {
     segment: u16,
     bus: u8,
@@ -46,6 +47,13 @@ impl PciAddress {
 impl fmt::Display for PciAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04x}:{:02x}:{:02x}.{:x}", self.segment, self.bus, self.devfn >> 3, self.devfn & 7)
+    }
+}
+
+#[cfg(feature = "model")]
+impl From<PciAddress> for String {
+    fn from(address: PciAddress) -> Self {
+        address.to_string()
     }
 }
 

@@ -4,13 +4,15 @@
 //! its errno means, is for the modules above.
 
 use std::mem::offset_of;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use iommufd_bindings::{
     iommu_destroy, iommu_hwpt_alloc, iommu_ioas_alloc, iommu_ioas_iova_ranges, iommu_ioas_map,
     iommu_ioas_map_file, iommu_ioas_unmap, iommu_iova_range, iommu_option,
 };
 use rustix::io::Errno;
+#[cfg(feature = "model")]
+use vfio_bindings::bindings::vfio::VFIO_IRQ_SET_DATA_EVENTFD;
 use vfio_bindings::bindings::vfio::{
     vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt, vfio_device_info,
     vfio_irq_info,
@@ -18,6 +20,8 @@ use vfio_bindings::bindings::vfio::{
 use vm_memory::MmapRegion;
 
 use crate::ioctl::{self, Ioctl};
+#[cfg(feature = "model")]
+use crate::model::client::ModelFile;
 
 /// A descriptor of a VFIO cdev.
 #[derive(Debug)]
@@ -43,7 +47,7 @@ impl AsFd for IommuFd {
 ///
 /// # Safety
 ///
-/// The type must be plain integers, and the kernel, given [`Self::REQUEST`], must access no memory but the first
+/// The type must be plain integers without padding, and the kernel, given [`Self::REQUEST`], must access no memory but the first
 /// [`Self::LENGTH`] bytes of it: any address it holds is zero and stays so.
 pub(crate) unsafe trait Argument: Default {
     const REQUEST: Ioctl;
@@ -51,10 +55,23 @@ pub(crate) unsafe trait Argument: Default {
     const LENGTH: u32;
     /// Writes [`Self::LENGTH`] to the structure's length word.
     fn announce_length(&mut self);
+    /// The descriptor that the structure names, if it does.
+    #[cfg_attr(not(feature = "model"), allow(dead_code))]
+    fn named_descriptor(&self) -> Option<RawFd>;
 }
 
+#[cfg(feature = "model")]
+// SAFETY: 32-bit words in even number, then 64-bit words.
+unsafe impl Plain for iommu_ioas_iova_ranges {}
+#[cfg(feature = "model")]
+// SAFETY: two 64-bit words.
+unsafe impl Plain for iommu_iova_range {}
+#[cfg(feature = "model")]
+// SAFETY: 32-bit words in even number, then 64-bit words.
+unsafe impl Plain for iommu_ioas_map {}
+
 macro_rules! argument {
-    ($structure:ty, $length_word:ident, $request:expr, $length:expr) => {
+    ($structure:ty, $length_word:ident, $request:expr, $length:expr $(, $descriptor:ident)?) => {
         // SAFETY: a bindgen structure of integers; the request reads and writes only what the length word announces,
         // which the assertion keeps within the structure. `data_uptr` and `token_uuid_ptr` are never set.
         unsafe impl Argument for $structure {
@@ -67,6 +84,10 @@ macro_rules! argument {
             };
             fn announce_length(&mut self) {
                 self.$length_word = Self::LENGTH;
+            }
+            fn named_descriptor(&self) -> Option<RawFd> {
+                let named: [RawFd; _] = [$(self.$descriptor)?];
+                named.first().copied().filter(|fd| *fd >= 0)
             }
         }
     };
@@ -82,13 +103,14 @@ argument!(
     vfio_device_bind_iommufd,
     argsz,
     ioctl::DEVICE_BIND_IOMMUFD,
-    offset_of!(vfio_device_bind_iommufd, token_uuid_ptr)
+    offset_of!(vfio_device_bind_iommufd, token_uuid_ptr),
+    iommufd
 );
 argument!(vfio_device_attach_iommufd_pt, argsz, ioctl::DEVICE_ATTACH_IOMMUFD_PT);
 argument!(vfio_device_detach_iommufd_pt, argsz, ioctl::DEVICE_DETACH_IOMMUFD_PT);
 argument!(iommu_destroy, size, ioctl::IOMMU_DESTROY);
 argument!(iommu_ioas_alloc, size, ioctl::IOMMU_IOAS_ALLOC);
-argument!(iommu_ioas_map_file, size, ioctl::IOMMU_IOAS_MAP_FILE);
+argument!(iommu_ioas_map_file, size, ioctl::IOMMU_IOAS_MAP_FILE, size_of::<iommu_ioas_map_file>(), fd);
 argument!(iommu_ioas_unmap, size, ioctl::IOMMU_IOAS_UNMAP);
 argument!(iommu_option, size, ioctl::IOMMU_OPTION);
 argument!(iommu_hwpt_alloc, size, ioctl::IOMMU_HWPT_ALLOC);
@@ -96,10 +118,36 @@ argument!(iommu_hwpt_alloc, size, ioctl::IOMMU_HWPT_ALLOC);
 /// Issues the request that takes `argument`. The result is the ioctl's non-negative return value.
 pub(crate) fn call<T: Argument>(fd: impl AsFd, argument: &mut T) -> Result<u32, Errno> {
     argument.announce_length();
+    #[cfg(feature = "model")]
+    if let Some(file) = ModelFile::of(fd.as_fd()) {
+        // SAFETY: whoever filled the structure in keeps the descriptor that it names open until this returns.
+        let named = argument.named_descriptor().map(|named| unsafe { BorrowedFd::borrow_raw(named) });
+        let length = usize::try_from(T::LENGTH).unwrap_or(0);
+        let announced = bytes(argument).get_mut(..length).ok_or(Errno::INVAL)?;
+        return file.ioctl(T::REQUEST.number, announced, &[], named.as_slice()).0;
+    }
     // SAFETY: `Argument` promises that the kernel stays within the exclusively borrowed structure.
     let result =
         unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request(T::REQUEST), std::ptr::from_mut(argument)) };
     outcome(result)
+}
+
+/// A uapi structure whose bytes can be sent.
+///
+/// # Safety
+///
+/// The type must be plain integers without padding.
+#[cfg(feature = "model")]
+unsafe trait Plain {}
+
+#[cfg(feature = "model")]
+// SAFETY: `Argument` promises as much.
+unsafe impl<T: Argument> Plain for T {}
+
+#[cfg(feature = "model")]
+fn bytes<T: Plain>(structure: &mut T) -> &mut [u8] {
+    // SAFETY: the structure is exclusively borrowed, and plain integers without padding: any bytes will do.
+    unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(structure).cast(), size_of::<T>()) }
 }
 
 /// Issues a request whose argument ends in an array. The first word of `argument`, its `argsz`, is written here.
@@ -113,6 +161,13 @@ pub(crate) fn call_with_array(fd: impl AsFd, array: Array, argument: &mut [u8]) 
         .first_chunk_mut()
         .ok_or(Errno::INVAL)
         .map(|argsz: &mut [u8; 4]| *argsz = length.to_ne_bytes())?;
+    #[cfg(feature = "model")]
+    if let Some(file) = ModelFile::of(fd.as_fd()) {
+        let named = array.named_descriptors(argument);
+        // SAFETY: whoever filled the argument in keeps the descriptors that it names open until this returns.
+        let named: Vec<_> = named.into_iter().map(|fd| unsafe { BorrowedFd::borrow_raw(fd) }).collect();
+        return file.ioctl(array.request().number, argument, &[], &named).0;
+    }
     // SAFETY: the requests of `Array` hold no addresses, and the kernel stays within the `argsz` bytes announced just
     // now, which are the exclusively borrowed buffer.
     let result =
@@ -143,10 +198,28 @@ impl Array {
             Self::HotReset => ioctl::DEVICE_PCI_HOT_RESET,
         }
     }
+
+    /// The descriptors in an argument: the eventfds of `VFIO_DEVICE_SET_IRQS`, as far as a vector has one.
+    #[cfg(feature = "model")]
+    fn named_descriptors(self, argument: &[u8]) -> Vec<RawFd> {
+        const FLAGS: usize = 4;
+        const DATA: usize = 20;
+        let word = |bytes: &[u8]| bytes.first_chunk().copied().map_or(0, u32::from_ne_bytes);
+        let flags = argument.get(FLAGS..).map_or(0, word);
+        if !matches!(self, Self::IrqSet) || flags & VFIO_IRQ_SET_DATA_EVENTFD == 0 {
+            return Vec::new();
+        }
+        let (data, _) = argument.get(DATA..).unwrap_or_default().as_chunks();
+        data.iter().map(|bytes| RawFd::from_ne_bytes(*bytes)).filter(|fd| *fd >= 0).collect()
+    }
 }
 
 /// `VFIO_DEVICE_RESET`, which takes no argument.
 pub(crate) fn reset(fd: &DeviceFd) -> Result<(), Errno> {
+    #[cfg(feature = "model")]
+    if let Some(file) = ModelFile::of(fd.as_fd()) {
+        return file.ioctl(ioctl::DEVICE_RESET.number, &mut [], &[], &[]).0.map(drop);
+    }
     // SAFETY: the request takes no argument, so the kernel accesses no memory of ours.
     outcome(unsafe { libc::ioctl(fd.0.as_raw_fd(), request(ioctl::DEVICE_RESET)) }).map(drop)
 }
@@ -166,23 +239,38 @@ pub(crate) fn iova_ranges(
         size: length_of::<iommu_ioas_iova_ranges>(),
         ioas_id: ioas,
         num_iovas: room,
-        allowed_iovas: ranges.as_mut_ptr().expose_provenance() as u64,
         ..Default::default()
     };
-    // SAFETY: besides the structure the kernel writes at most `num_iovas` entries at `allowed_iovas`, and that is the
-    // exclusively borrowed slice.
-    let result = unsafe {
-        libc::ioctl(
-            fd.0.as_raw_fd(),
-            request(ioctl::IOMMU_IOAS_IOVA_RANGES),
-            std::ptr::from_mut(&mut argument),
-        )
-    };
-    match outcome(result) {
+    let result = fill_iova_ranges(fd, &mut argument, ranges);
+    match result {
         Ok(_) => Ok((argument.num_iovas, argument.out_iova_alignment)),
         Err(Errno::MSGSIZE) => Err(IovaRangesError::MoreThanRoom(argument.num_iovas)),
         Err(errno) => Err(IovaRangesError::Errno(errno)),
     }
+}
+
+/// Issues the request with `ranges` as its `allowed_iovas`.
+fn fill_iova_ranges(
+    fd: &IommuFd,
+    argument: &mut iommu_ioas_iova_ranges,
+    ranges: &mut [iommu_iova_range],
+) -> Result<u32, Errno> {
+    #[cfg(feature = "model")]
+    if let Some(file) = ModelFile::of(fd.as_fd()) {
+        let number = ioctl::IOMMU_IOAS_IOVA_RANGES.number;
+        let (outcome, written) = file.ioctl(number, bytes(argument), &[], &[]);
+        let (written, _) = written.as_chunks::<{ size_of::<iommu_iova_range>() }>();
+        for (range, written) in ranges.iter_mut().zip(written) {
+            bytes(range).copy_from_slice(written);
+        }
+        return outcome;
+    }
+    argument.allowed_iovas = ranges.as_mut_ptr().expose_provenance() as u64;
+    // SAFETY: besides the structure the kernel writes at most `num_iovas` entries at `allowed_iovas`, and that is the
+    // exclusively borrowed slice, whose length the caller put there.
+    outcome(unsafe {
+        libc::ioctl(fd.0.as_raw_fd(), request(ioctl::IOMMU_IOAS_IOVA_RANGES), std::ptr::from_mut(argument))
+    })
 }
 
 /// Why [`iova_ranges`] failed.
@@ -212,6 +300,13 @@ pub(crate) fn ioas_map(
         iova,
         ..Default::default()
     };
+    #[cfg(feature = "model")]
+    if let Some(file) = ModelFile::of(fd.as_fd()) {
+        let backing = memory.file_offset().ok_or(Errno::FAULT)?;
+        let number = ioctl::IOMMU_IOAS_MAP.number;
+        let offset = backing.start().to_ne_bytes();
+        return file.ioctl(number, bytes(&mut argument), &offset, &[backing.file().as_fd()]).0.map(drop);
+    }
     // SAFETY: the kernel accesses the structure and pins the pages of `memory`, a live shared mapping of guest RAM that
     // Rust code holds no reference into, so what a device writes there breaks no aliasing rule.
     let result = unsafe {
@@ -222,11 +317,19 @@ pub(crate) fn ioas_map(
 
 /// Reads from a region at the offset `VFIO_DEVICE_GET_REGION_INFO` gave for it.
 pub(crate) fn read(fd: &DeviceFd, data: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    #[cfg(feature = "model")]
+    if let Some(file) = ModelFile::of(fd.as_fd()) {
+        return file.read(data, offset);
+    }
     rustix::io::pread(fd, data, offset)
 }
 
 /// Writes to a region at the offset `VFIO_DEVICE_GET_REGION_INFO` gave for it.
 pub(crate) fn write(fd: &DeviceFd, data: &[u8], offset: u64) -> Result<usize, Errno> {
+    #[cfg(feature = "model")]
+    if let Some(file) = ModelFile::of(fd.as_fd()) {
+        return file.write(data, offset);
+    }
     rustix::io::pwrite(fd, data, offset)
 }
 

@@ -86,6 +86,10 @@ impl Sysfs {
     ///
     /// The errno of `fstat`.
     pub fn character_device(fd: BorrowedFd<'_>) -> Result<Option<DeviceNumber>, Errno> {
+        #[cfg(feature = "model")]
+        if let Some(file) = crate::model::client::ModelFile::of(fd) {
+            return Ok(file.identify());
+        }
         let stat = fs::fstat(fd)?;
         let is_character_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
         Ok(is_character_device

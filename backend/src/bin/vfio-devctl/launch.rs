@@ -2,7 +2,7 @@
 
 //! The launcher: opens what the server may not open, and hands it over. What it handed over stays as long as it does.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use protocol::extension::{Cookie, Face, IoasChoice};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 use vfio::topology::Driver;
 use vfio::{PciAddress, Sysfs};
+use vhost_device_vfio::host::Host;
 use vhost_device_vfio::own_socket::OwnSocket;
 
 use crate::tool_error::ToolError;
@@ -59,9 +60,9 @@ fn listen(path: &Path) -> Result<(OwnSocket, UnixListener), ToolError> {
 }
 
 impl Launch {
-    pub(crate) fn run(self, json: bool) -> Result<(), ToolError> {
-        let devices = self.open_devices()?;
-        let iommufd = open(Path::new("/dev/iommu"))?;
+    pub(crate) fn run(self, host: &Host, json: bool) -> Result<(), ToolError> {
+        let devices = self.open_devices(host)?;
+        let iommufd = open(host, &host.iommufd())?;
         let (_control_path, listener) = listen(&self.socket)?;
         let server = self.server_path();
         let failed = |error: &io::Error| ToolError::server(&server, error);
@@ -71,7 +72,7 @@ impl Launch {
                 signal.try_clone().and_then(|signal| signal_hook::low_level::pipe::register(number, signal));
             registered.map_err(|error| failed(&error))?;
         }
-        let mut child = RunningServer::spawn(&server, listener).map_err(|error| failed(&error))?;
+        let mut child = RunningServer::spawn(&server, host, listener).map_err(|error| failed(&error))?;
         let mut client = crate::connect(&self.socket)?;
         let _face_paths = self.hand_over(&mut client, iommufd, devices)?;
         DeviceView::list(&crate::all_devices(&mut client)?).print(json)?;
@@ -81,13 +82,13 @@ impl Launch {
         child.stop().map_err(|error| failed(&error))
     }
 
-    fn open_devices(&self) -> Result<Vec<(Cookie, File)>, ToolError> {
-        let sysfs = Sysfs::open().map_err(|errno| ToolError::open(Path::new("/sys"), &errno.into()))?;
+    fn open_devices(&self, host: &Host) -> Result<Vec<(Cookie, File)>, ToolError> {
+        let sysfs = host.sysfs().map_err(|error| ToolError::open(Path::new("/sys"), &error))?;
         (1..)
             .zip(&self.devices)
             .map(|(place, (address, cookie))| {
-                let path = cdev_path(&sysfs, *address)?;
-                Ok((Cookie(cookie.unwrap_or(place)), open(&path)?))
+                let path = host.cdev(&cdev_name(&sysfs, *address)?);
+                Ok((Cookie(cookie.unwrap_or(place)), open(host, &path)?))
             })
             .collect()
     }
@@ -119,19 +120,19 @@ impl Launch {
     }
 }
 
-/// The node of a function that is bound to a VFIO driver.
-fn cdev_path(sysfs: &Sysfs, address: PciAddress) -> Result<PathBuf, ToolError> {
+/// The cdev of a function that is bound to a VFIO driver.
+fn cdev_name(sysfs: &Sysfs, address: PciAddress) -> Result<String, ToolError> {
     let function = sysfs.function(address);
     let function = function.map_err(|errno| ToolError::no_cdev(address, format!("Sysfs says: {errno}.")))?;
     match function.driver {
-        Driver::Vfio { device, .. } => Ok(Path::new("/dev/vfio/devices").join(device)),
+        Driver::Vfio { device, .. } => Ok(device),
         Driver::Kernel(driver) => Err(ToolError::no_cdev(address, format!("It is bound to {driver}."))),
         Driver::None => Err(ToolError::no_cdev(address, "It is bound to no driver.".into())),
     }
 }
 
-fn open(path: &Path) -> Result<File, ToolError> {
-    OpenOptions::new().read(true).write(true).open(path).map_err(|error| ToolError::open(path, &error))
+fn open(host: &Host, path: &Path) -> Result<File, ToolError> {
+    host.open(path).map_err(|error| ToolError::open(path, &error))
 }
 
 /// The server as our child; however we end, it does not outlive us.
@@ -141,8 +142,9 @@ struct RunningServer {
 }
 
 impl RunningServer {
-    fn spawn(path: &Path, control: UnixListener) -> io::Result<Self> {
+    fn spawn(path: &Path, host: &Host, control: UnixListener) -> io::Result<Self> {
         let mut command = Command::new(path);
+        command.args(host.arguments());
         let (lifeline, far_end) = UnixStream::pair()?;
         let inherited = [(far_end.into(), LIFELINE_FD), (control.into(), CONTROL_FD)];
         for (_, number) in &inherited {

@@ -2,7 +2,11 @@
 
 //! The client of the device server: hands devices over, asks about them, resets them.
 
+#[cfg(feature = "model")]
+mod demo;
 mod launch;
+#[cfg(feature = "model")]
+mod model;
 mod tool_error;
 mod view;
 
@@ -14,8 +18,11 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use protocol::ControlClient;
 use protocol::extension::{Cookie, DEFAULT_RESET_DEADLINE, DeviceInfo, LONGEST_ATTEMPT, ResetMethod};
+use vhost_device_vfio::host::{Host, HostArguments};
 
 use self::launch::Launch;
+#[cfg(feature = "model")]
+use self::model::Model;
 use self::tool_error::ToolError;
 use self::view::{DeviceView, ResetGroupView, ResetView, View};
 
@@ -31,6 +38,8 @@ struct Arguments {
     /// Print JSON instead of text.
     #[arg(long, global = true)]
     json: bool,
+    #[command(flatten)]
+    host: HostArguments,
     #[command(subcommand)]
     command: Command,
 }
@@ -66,6 +75,12 @@ enum Command {
     },
     /// Open devices, start a server and hand them over; ends with the server or on a signal.
     Launch(Launch),
+    /// Show what the server is for, with devices of a modelled machine.
+    #[cfg(feature = "model")]
+    Demo,
+    /// Run a modelled machine, whose devices --model then finds; ends on a signal.
+    #[cfg(feature = "model")]
+    Model(Model),
 }
 
 #[derive(Debug, clap::Args)]
@@ -116,7 +131,7 @@ fn find(client: &mut ControlClient, name: &str) -> Result<DeviceInfo, ToolError>
     devices.into_iter().find(is_meant).ok_or_else(|| ToolError::no_such_device(name))
 }
 
-fn run(command: Command, json: bool) -> Result<(), ToolError> {
+fn run(command: Command, host: &Host, json: bool) -> Result<(), ToolError> {
     match command {
         Command::Info { server, device } => {
             let mut client = connect(&server.socket)?;
@@ -138,13 +153,22 @@ fn run(command: Command, json: bool) -> Result<(), ToolError> {
             let report = client.reset(device.cookie, method.wire(), Some(deadline))?;
             ResetView::new(&device, &report).print(json)
         }
-        Command::Launch(launch) => launch.run(json),
+        Command::Launch(launch) => launch.run(host, json),
+        #[cfg(feature = "model")]
+        Command::Demo => demo::run(),
+        #[cfg(feature = "model")]
+        Command::Model(model) => model.run(),
     }
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "model")]
+    if demo::is_server() {
+        return vhost_device_vfio::program::main();
+    }
     let arguments = Arguments::parse();
-    match run(arguments.command, arguments.json) {
+    let host = Host::from(&arguments.host);
+    match run(arguments.command, &host, arguments.json) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error.print(arguments.json);

@@ -99,6 +99,33 @@ impl ToolError {
         Self::from_io("cannot-print", "The answer cannot be printed.".into(), error, "Check standard output.")
     }
 
+    /// A topology or a fault script is not as it should be.
+    #[cfg(feature = "model")]
+    pub(crate) fn model_file(path: &Path, why: &str) -> Self {
+        let what = format!("{} does not describe a machine or its faults.", path.display());
+        let fix = "Change the line it names; vfio/topologies has examples.";
+        Self::refused(Failure::new("bad-model-file", what, why, fix), 0)
+    }
+
+    /// A modelled machine does not run.
+    #[cfg(feature = "model")]
+    pub(crate) fn model(folder: &Path, error: &io::Error) -> Self {
+        let what = format!("The modelled machine in {} does not run.", folder.display());
+        Self::from_io(
+            "model-failed",
+            what,
+            error,
+            "Name a folder that does not exist, with a path of at most 60 bytes.",
+        )
+    }
+
+    /// The demonstration did not come to its end.
+    #[cfg(feature = "model")]
+    pub(crate) fn demo(error: &dyn std::error::Error) -> Self {
+        let fix = "Read the server's log above; this is a defect, or the machine is out of something.";
+        Self::refused(Failure::new("demo-failed", "The demonstration failed.", format!("{error}."), fix), 0)
+    }
+
     pub(crate) fn print(&self, json: bool) {
         let Self { failure, errno, .. } = self;
         let (id, what, why, fix) = (failure.id(), failure.what(), failure.why(), failure.fix());

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The machine whose devices are handed over: the nodes below its `/dev` and its sysfs. For whoever may open them, which
+//! the server may not.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use vfio::Sysfs;
+
+/// The arguments of a program by which it is told the machine.
+#[derive(Clone, Debug, clap::Args)]
+pub struct HostArguments {
+    /// Use the modelled machine in this folder.
+    #[cfg(feature = "model")]
+    #[arg(long, global = true, value_name = "FOLDER")]
+    model: Option<PathBuf>,
+}
+
+impl From<&HostArguments> for Host {
+    #[cfg(feature = "model")]
+    fn from(arguments: &HostArguments) -> Self {
+        arguments.model.clone().map_or_else(Self::this, Self::modelled)
+    }
+
+    #[cfg(not(feature = "model"))]
+    fn from(_: &HostArguments) -> Self {
+        Self::this()
+    }
+}
+
+/// A machine.
+#[derive(Clone, Debug)]
+pub struct Host {
+    root: PathBuf,
+}
+
+impl Host {
+    /// This machine.
+    pub fn this() -> Self {
+        Self { root: "/".into() }
+    }
+
+    /// A modelled machine in `folder`.
+    #[cfg(feature = "model")]
+    pub fn modelled(folder: PathBuf) -> Self {
+        Self { root: folder }
+    }
+
+    /// Its sysfs.
+    pub fn sysfs(&self) -> io::Result<Sysfs> {
+        Ok(Sysfs::open_at(&self.root.join("sys"))?)
+    }
+
+    /// The path of `/dev/iommu`.
+    pub fn iommufd(&self) -> PathBuf {
+        self.root.join("dev/iommu")
+    }
+
+    /// The path of the VFIO cdev with this name (`vfio3`).
+    pub fn cdev(&self, name: &str) -> PathBuf {
+        self.root.join("dev/vfio/devices").join(name)
+    }
+
+    /// The path of an IOMMU group's node, or of the container's, `vfio`.
+    pub fn group(&self, name: &str) -> PathBuf {
+        self.root.join("dev/vfio").join(name)
+    }
+
+    /// The folder that everything is below.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What a server must be started with to serve devices of this machine.
+    pub fn arguments(&self) -> Vec<OsString> {
+        #[cfg(feature = "model")]
+        if self.is_modelled() {
+            return vec!["--model".into(), self.root.clone().into()];
+        }
+        Vec::new()
+    }
+
+    #[cfg(feature = "model")]
+    fn is_modelled(&self) -> bool {
+        self.root != Path::new("/")
+    }
+
+    /// Opens a node for reading and writing.
+    pub fn open(&self, node: &Path) -> io::Result<File> {
+        #[cfg(feature = "model")]
+        if self.is_modelled() {
+            return Ok(vfio::model::open(node)?.into());
+        }
+        OpenOptions::new().read(true).write(true).open(node)
+    }
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The device server as a program. It opens nothing under /dev: what it works on is handed to it, by inheritance or over
+//! its control socket.
+//!
+//! The order of start-up is the sandbox's: parse → take descriptors → open sysfs → sandbox → first byte.
+
+use std::error::Error;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::device::DataFace;
+use crate::face::socket::FaceSocket;
+use crate::failure::Failure;
+use crate::host::{Host, HostArguments};
+use crate::logger;
+use crate::machine::Machine;
+use crate::own_socket::OwnSocket;
+use crate::owner::Owner;
+use crate::server::Server;
+use clap::{ArgGroup, Parser};
+use log::LevelFilter;
+use protocol::extension::{Cookie, IoasChoice};
+use sandbox::InheritedFds;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+/// Serves VFIO devices that were opened by somebody else.
+#[derive(Debug, Parser)]
+#[command(name = "vhost-device-vfio", version, group = ArgGroup::new("control").required(true))]
+struct Arguments {
+    /// Listen for control connections on a new socket at this path.
+    #[arg(long, group = "control", value_name = "PATH")]
+    socket_path: Option<PathBuf>,
+    /// Serve the control face on this inherited socket, listening or connected; with a connected one, end with its peer.
+    /// May be given more than once.
+    #[arg(long, group = "control", value_name = "FD", conflicts_with = "socket_path")]
+    fd: Vec<RawFd>,
+    /// Print what this backend can do, as JSON, and exit.
+    #[arg(long, group = "control")]
+    print_capabilities: bool,
+    /// The VM's inherited iommufd.
+    #[arg(long, value_name = "FD")]
+    iommufd_fd: Option<RawFd>,
+    /// An inherited VFIO device and the name it gets.
+    #[arg(long, value_name = "COOKIE=FD", requires = "iommufd_fd", value_parser = named_fd)]
+    device_fd: Vec<(Cookie, RawFd)>,
+    /// An inherited socket, listening or connected, to serve a device of --device-fd over vfio-user.
+    #[arg(long, value_name = "COOKIE=FD", requires = "device_fd", value_parser = named_fd)]
+    vfio_user_fd: Vec<(Cookie, RawFd)>,
+    /// How much to log: off, error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: LevelFilter,
+    #[command(flatten)]
+    host: HostArguments,
+}
+
+/// A device's name and the number of a descriptor, as `1=5`.
+fn named_fd(text: &str) -> Result<(Cookie, RawFd), String> {
+    let (cookie, fd) = text.split_once('=').ok_or("expected COOKIE=FD")?;
+    let cookie = cookie.parse().map_err(|_| format!("`{cookie}` is not a number"))?;
+    let fd = fd.parse().map_err(|_| format!("`{fd}` is not a number"))?;
+    Ok((Cookie(cookie), fd))
+}
+
+/// What the parent process handed over.
+struct Inheritance {
+    control: Vec<OwnedFd>,
+    iommufd: Option<OwnedFd>,
+    devices: Vec<(Cookie, OwnedFd)>,
+    faces: Vec<(Cookie, OwnedFd)>,
+}
+
+impl Inheritance {
+    fn take(arguments: &Arguments) -> Result<Self, sandbox::InheritedFdError> {
+        let mut fds = InheritedFds::default();
+        let mut take_named = |named: &[(Cookie, RawFd)]| {
+            named.iter().map(|(cookie, fd)| Ok((*cookie, fds.take(*fd)?))).collect::<Result<Vec<_>, _>>()
+        };
+        let devices = take_named(&arguments.device_fd)?;
+        let faces = take_named(&arguments.vfio_user_fd)?;
+        let control = arguments.fd.iter().map(|fd| fds.take(*fd)).collect::<Result<_, _>>()?;
+        let iommufd = arguments.iommufd_fd.map(|fd| fds.take(fd)).transpose()?;
+        Ok(Self { control, iommufd, devices, faces })
+    }
+}
+
+fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let Inheritance { control, iommufd, devices, faces } = Inheritance::take(arguments)?;
+    let sysfs = Host::from(&arguments.host).sysfs()?;
+    let mut control = control.into_iter().map(FaceSocket::from_fd).collect::<Result<Vec<_>, _>>()?;
+    let listen = |path: &Path| {
+        OwnSocket::bind(path).map_err(|error| format!("cannot listen on {}: {error}", path.display()))
+    };
+    let own = arguments.socket_path.as_deref().map(listen).transpose()?;
+    // Bound to a name, the path is removed when all else is done.
+    let (_path, listener) = own.unzip();
+    control.extend(listener.map(|listener| FaceSocket::from_fd(listener.into())).transpose()?);
+    let (signal, signalled) = UnixStream::pair()?;
+    signal_hook::low_level::pipe::register(SIGTERM, signalled.try_clone()?)?;
+    signal_hook::low_level::pipe::register(SIGINT, signalled)?;
+    sandbox::enter()?;
+
+    let mut server = Server::new(Machine::new(sysfs))?;
+    server.end_on(signal)?;
+    if let Some(iommufd) = iommufd {
+        server.machine().set_iommufd(Owner::Process, iommufd, IoasChoice::Allocate)?;
+    }
+    for (cookie, device) in devices {
+        let job = server.machine().add_device(Owner::Process, cookie, device)?;
+        server.run_job(job)?;
+    }
+    for (cookie, socket) in faces {
+        let device = server.machine().device(cookie)?;
+        if device.face != DataFace::None {
+            return Err(Failure::already_served(device.function.address).into());
+        }
+        server.serve_device(cookie, FaceSocket::from_fd(socket)?)?;
+    }
+    for socket in control {
+        server.serve_control(socket)?;
+    }
+    server.run()?;
+    Ok(())
+}
+
+/// Runs the server with the arguments of this process until its work is done.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.print_capabilities {
+        // The form of QEMU's vhost-user.json; it has no type for a device that is not of one virtio kind.
+        println!(r#"{{"type":"vfio","features":["vfio-extension-1.0","vfio-user-0.1"]}}"#);
+        return ExitCode::SUCCESS;
+    }
+    if let Err(error) = logger::start(arguments.log_level) {
+        eprintln!("vhost-device-vfio: {error}");
+        return ExitCode::FAILURE;
+    }
+    match serve(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("event=fatal reason=\"{error}\"");
+            ExitCode::FAILURE
+        }
+    }
+}

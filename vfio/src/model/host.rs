@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What happens to the machine from outside: functions come and go, an administrator gives them other drivers, hardware
+//! reports errors.
+
+use std::collections::BTreeMap;
+
+use rustix::io::Errno;
+
+use crate::irq::IrqIndex;
+use crate::model::function::Function;
+use crate::model::iommufd::Context;
+use crate::model::kernel::{Kernel, Node, OpenFile};
+use crate::model::pci_function::{Owner, PciFunction, Usage};
+use crate::model::sysfs::{Cdev, Identity};
+use crate::model::topology::{Bus, Driver, Endpoint, KernelVersion, Topology};
+use crate::pci_address::PciAddress;
+
+/// First of the numbers for groups that vfio makes up; the kernel takes the next free one.
+const NO_IOMMU_GROUPS: u32 = 1000;
+
+impl Kernel {
+    /// A function appears, and its driver with it.
+    pub(super) fn plug(&mut self, endpoint: &Endpoint) {
+        let hardware = Function::new(
+            endpoint.part,
+            endpoint.reset,
+            self.version(),
+            endpoint.physical_function.is_some(),
+        );
+        let function = PciFunction {
+            hardware,
+            endpoint: endpoint.clone(),
+            driver: Driver::Missing,
+            cdev: None,
+            set: None,
+            usage: Usage::Unused,
+            needs_reset: false,
+            is_being_unbound: false,
+        };
+        self.functions.insert(endpoint.address, function);
+        self.set_driver(endpoint.address, endpoint.driver.clone());
+    }
+
+    /// An administrator binds a driver to a function that has none.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` no such function; `EBUSY` it has a driver; `EPERM` somebody owns the DMA of its IOMMU group, which a driver of
+    /// the kernel would use.
+    pub(crate) fn bind_driver(&mut self, address: PciAddress, driver: Driver) -> Result<(), Errno> {
+        let function = self.function(address)?;
+        if function.driver != Driver::Missing {
+            return Err(Errno::BUSY);
+        }
+        if let (Driver::Kernel(name), Some(group)) = (&driver, function.iommu_group())
+            && name != "pci-stub"
+            && name != "pcieport"
+            && self.group_owner(group).is_some_and(|owner| owner != Owner::Driver)
+        {
+            return Err(Errno::BUSY);
+        }
+        self.set_driver(address, driver);
+        Ok(())
+    }
+
+    fn set_driver(&mut self, address: PciAddress, driver: Driver) {
+        let is_vfio = matches!(driver, Driver::Vfio(_));
+        let cdev = is_vfio.then(|| self.lowest_free_cdev());
+        let set = is_vfio.then(|| self.topology.device_set(address));
+        if let Some(function) = self.functions.get_mut(&address) {
+            function.driver = driver;
+            function.cdev = cdev;
+            function.set = set;
+            function.needs_reset = false;
+        }
+    }
+
+    fn lowest_free_cdev(&self) -> u32 {
+        let is_free = |minor: &u32| self.functions.values().all(|function| function.cdev != Some(*minor));
+        (0..).find(is_free).unwrap_or(0)
+    }
+
+    /// An administrator takes a function's driver away. A VFIO driver asks the user for the device; the function stays
+    /// locked until [`Self::finish_unbind`].
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` no such function, or it has no driver; `EAGAIN` somebody else is at it.
+    pub(crate) fn begin_unbind(&mut self, address: PciAddress) -> Result<(), Errno> {
+        let function = self.function_mut(address)?;
+        if function.driver == Driver::Missing {
+            return Err(Errno::NODEV);
+        }
+        if function.is_being_unbound {
+            return Err(Errno::AGAIN);
+        }
+        function.is_being_unbound = true;
+        function.hardware.signal(IrqIndex::Req.number());
+        Ok(())
+    }
+
+    /// Takes the driver away if nobody has the function open any more; whether that is so.
+    pub(crate) fn finish_unbind(&mut self, address: PciAddress) -> bool {
+        let is_open = self.files.values().any(|file| {
+            matches!(file, OpenFile::Cdev { function, .. } | OpenFile::GroupDevice(function) if *function == address)
+        });
+        if is_open {
+            return false;
+        }
+        if let Some(function) = self.functions.get_mut(&address) {
+            function.is_being_unbound = false;
+        }
+        self.set_driver(address, Driver::Missing);
+        true
+    }
+
+    /// A function without a driver disappears.
+    pub(crate) fn unplug(&mut self, address: PciAddress) {
+        self.functions.remove(&address);
+        self.topology.functions.retain(|endpoint| endpoint.address != address);
+    }
+
+    /// A function appears while the machine runs.
+    ///
+    /// # Errors
+    ///
+    /// `EEXIST` where there is one; `ENODEV` where no bus leads.
+    pub(crate) fn hotplug(&mut self, endpoint: &Endpoint) -> Result<(), Errno> {
+        let is_there = self.topology.bridge(endpoint.address).is_some();
+        if is_there || self.functions.contains_key(&endpoint.address) {
+            return Err(Errno::EXIST);
+        }
+        if !Bus::of(endpoint.address).is_root() && self.topology.parent_bridge(endpoint.address).is_none() {
+            return Err(Errno::NODEV);
+        }
+        self.topology.functions.push(endpoint.clone());
+        self.topology.functions.sort_by_key(|endpoint| (endpoint.is_virtual(), endpoint.address));
+        self.plug(endpoint);
+        Ok(())
+    }
+
+    /// Hardware reports an error, or the host wants the device back. Whether somebody listens.
+    pub(crate) fn signal(&mut self, address: PciAddress, index: IrqIndex) -> Result<bool, Errno> {
+        Ok(self.function_mut(address)?.hardware.signal(index.number()))
+    }
+
+    pub(crate) const fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Who drives each function, and with which cdev: what sysfs shows.
+    pub(crate) fn drivers(&self) -> BTreeMap<PciAddress, (Driver, Option<Cdev>)> {
+        let state = |function: &PciFunction| (function.driver.clone(), self.cdev(function));
+        self.functions.iter().map(|(address, function)| (*address, state(function))).collect()
+    }
+
+    fn cdev(&self, function: &PciFunction) -> Option<Cdev> {
+        let minor = function.cdev.filter(|_| function.is_registered())?;
+        let number = self.has_node(function).then(|| Node::Cdev(minor).number());
+        let prefix = if function.iommu_group().is_none() && number.is_some() { "noiommu-" } else { "" };
+        Some(Cdev { name: format!("{prefix}vfio{minor}"), number })
+    }
+
+    /// Whether a function's cdev can be opened: without an IOMMU from 7.3 on only.
+    pub(super) fn has_node(&self, function: &PciFunction) -> bool {
+        function.iommu_group().is_some() || self.version() == KernelVersion::Linux7_3
+    }
+
+    /// The group that vfio makes up for a function without an IOMMU while it drives it.
+    pub(crate) fn no_iommu_group(&self, address: PciAddress) -> Option<u32> {
+        let function = self.functions.get(&address)?;
+        function.cdev.filter(|_| function.iommu_group().is_none()).map(|minor| NO_IOMMU_GROUPS + minor)
+    }
+
+    /// A node's name below `/dev`.
+    pub(crate) fn node_name(&self, node: Node) -> String {
+        match node {
+            Node::Iommufd => "iommu".into(),
+            Node::Container => "vfio/vfio".into(),
+            Node::Group(group) => format!("vfio/{group}"),
+            Node::Cdev(minor) => {
+                let function = self.functions.values().find(|function| function.cdev == Some(minor));
+                let cdev = function.and_then(|function| self.cdev(function));
+                format!("vfio/devices/{}", cdev.map_or_else(|| format!("vfio{minor}"), |cdev| cdev.name))
+            }
+        }
+    }
+
+    /// What a function shows of itself.
+    pub(crate) fn identity(&self, address: PciAddress) -> Identity {
+        let hardware = self.functions.get(&address).map(|function| &function.hardware);
+        hardware.map_or_else(Identity::default, |hardware| Identity {
+            vendor: hardware.vendor(),
+            device: hardware.device(),
+            class: hardware.class(),
+            config: hardware.config(),
+        })
+    }
+
+    /// What is in use, for whoever looks for what was left behind.
+    pub(crate) fn usage(&self) -> String {
+        let open = self.functions.values().filter(|function| function.is_open()).count();
+        let mapped: u64 = self.contexts.values().map(Context::mapped_bytes).sum();
+        format!(
+            "files = {}\ncontexts = {}\nopen-devices = {open}\nmapped-bytes = {mapped}\n",
+            self.files.len(),
+            self.contexts.len(),
+        )
+    }
+}

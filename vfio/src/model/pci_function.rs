@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A PCI function as the host has it: who drives it, who has it open, what it is bound to.
+
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+
+use crate::ioctl;
+use crate::model::argument::Argument;
+use crate::model::function::Function;
+use crate::model::kernel::{ContextId, FileId, Kernel, Named, OpenFile};
+use crate::model::topology::{DeviceSet, Driver, Endpoint};
+use crate::pci_address::PciAddress;
+
+/// A function of the modelled machine.
+#[derive(Debug)]
+pub(crate) struct PciFunction {
+    pub(crate) hardware: Function,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) driver: Driver,
+    /// The number of the cdev that its VFIO driver gave it.
+    pub(crate) cdev: Option<u32>,
+    /// What it is reset along with; fixed when its VFIO driver was bound.
+    pub(crate) set: Option<DeviceSet>,
+    pub(crate) usage: Usage,
+    /// Closed after use and not reset since.
+    pub(crate) needs_reset: bool,
+    /// Somebody unbinds its driver, and holds its lock until the last file is closed.
+    pub(crate) is_being_unbound: bool,
+}
+
+/// Who uses a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Usage {
+    /// Nobody. Its cdev may be open all the same.
+    Unused,
+    /// It is bound to a context, as this object of it. Through its group it may be open more than once.
+    Bound { context: ContextId, id: u32, opens: u32, has_function_reset: bool },
+    /// Its group gave it, over a legacy container.
+    Contained { opens: u32, has_function_reset: bool },
+}
+
+impl PciFunction {
+    /// Whether a VFIO driver offers it to be opened.
+    pub(crate) const fn is_registered(&self) -> bool {
+        matches!(self.driver, Driver::Vfio(_)) && !self.is_being_unbound
+    }
+
+    pub(crate) fn iommu_group(&self) -> Option<u32> {
+        self.endpoint.iommu_group
+    }
+
+    pub(crate) const fn is_open(&self) -> bool {
+        !matches!(self.usage, Usage::Unused)
+    }
+
+    /// The context it is bound to, and its id there.
+    pub(crate) const fn attachment(&self) -> Option<(ContextId, u32)> {
+        match self.usage {
+            Usage::Bound { context, id, .. } => Some((context, id)),
+            Usage::Unused | Usage::Contained { .. } => None,
+        }
+    }
+
+    pub(crate) fn context(&self) -> Option<ContextId> {
+        self.attachment().map(|(context, _)| context)
+    }
+
+    const fn has_function_reset(&self) -> bool {
+        match self.usage {
+            Usage::Bound { has_function_reset, .. } | Usage::Contained { has_function_reset, .. } => {
+                has_function_reset
+            }
+            Usage::Unused => false,
+        }
+    }
+}
+
+impl Kernel {
+    pub(super) fn function(&self, address: PciAddress) -> Result<&PciFunction, Errno> {
+        self.functions.get(&address).ok_or(Errno::NODEV)
+    }
+
+    pub(super) fn function_mut(&mut self, address: PciAddress) -> Result<&mut PciFunction, Errno> {
+        self.functions.get_mut(&address).ok_or(Errno::NODEV)
+    }
+
+    /// `VFIO_DEVICE_BIND_IOMMUFD`, in the order of the kernel's checks.
+    pub(super) fn bind_device(
+        &mut self,
+        file: FileId,
+        address: PciAddress,
+        argument: &mut Argument<'_>,
+        named: &[Named],
+    ) -> Result<u32, Errno> {
+        const MINIMUM: u32 = 16;
+        const FLAG_TOKEN: u32 = 1;
+        let size = argument.word(0)?;
+        let flags = argument.word(4)?;
+        if size < MINIMUM || flags & !FLAG_TOKEN != 0 {
+            return Err(Errno::INVAL);
+        }
+        // The token tells apart who may use virtual functions, of which the model has none that are guarded.
+        if flags != 0 {
+            return Err(Errno::INVAL);
+        }
+        if argument.word(8)?.cast_signed() < 0 {
+            return Err(Errno::INVAL);
+        }
+        let group = self.function(address)?.iommu_group();
+        if group.is_some_and(|group| self.is_group_open(group)) {
+            return Err(Errno::BUSY);
+        }
+        if self.files.get(&file).is_some_and(|file| matches!(file, OpenFile::Cdev { is_bound: true, .. })) {
+            return Err(Errno::INVAL);
+        }
+        let context = self.named_context(named)?;
+        if self.function(address)?.is_open() {
+            return Err(Errno::INVAL);
+        }
+        let id = self.enable_device(address, context)?;
+        if let Some(OpenFile::Cdev { is_bound, .. }) = self.files.get_mut(&file) {
+            *is_bound = true;
+        }
+        argument.set_word(12, id)?;
+        Ok(0)
+    }
+
+    /// The iommufd that a call names.
+    pub(super) fn named_context(&self, named: &[Named]) -> Result<ContextId, Errno> {
+        match named.first() {
+            Some(Named::File(file)) => match self.files.get(file) {
+                Some(OpenFile::Iommufd(context)) => Ok(*context),
+                _ => Err(Errno::BADFD),
+            },
+            Some(Named::Foreign(_)) => Err(Errno::BADFD),
+            None => Err(Errno::BADF),
+        }
+    }
+
+    /// Binds a function to a context and enables it.
+    pub(super) fn enable_device(&mut self, address: PciAddress, context: ContextId) -> Result<u32, Errno> {
+        let function = self.function(address)?;
+        let group = function.iommu_group();
+        if let Some(group) = group {
+            if !self.topology.interrupt_remapping {
+                return Err(Errno::PERM);
+            }
+            self.claim_group(group, Owner::Context(context))?;
+        }
+        if self.function(address)?.endpoint.firmware_mapping {
+            return Err(Errno::INVAL);
+        }
+        let id = self.contexts.get_mut(&context).ok_or(Errno::BADFD)?.add_device(group);
+        let has_function_reset = self.reset_at_open(address).inspect_err(|_| {
+            if let Some(context) = self.contexts.get_mut(&context) {
+                context.remove_device(id, &mut self.locked);
+            }
+        })?;
+        let function = self.function_mut(address)?;
+        function.hardware.open(has_function_reset);
+        function.usage = Usage::Bound { context, id, opens: 1, has_function_reset };
+        Ok(id)
+    }
+
+    /// Tries to reset a function that somebody begins to use. Whether that worked.
+    pub(super) fn reset_at_open(&mut self, address: PciAddress) -> Result<bool, Errno> {
+        if self.lists_function_reset(address) && self.function(address)?.is_being_unbound {
+            return Err(Errno::AGAIN);
+        }
+        let works = self.has_function_reset(address);
+        if works {
+            self.function_mut(address)?.hardware.reset();
+        }
+        Ok(works)
+    }
+
+    /// Whether the group could be owned by `owner`, as far as others own it already.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` where somebody else does.
+    pub(super) fn claim_group(&self, group: u32, owner: Owner) -> Result<(), Errno> {
+        match self.group_owner(group) {
+            None => Ok(()),
+            Some(present) if present == owner => Ok(()),
+            Some(_) => Err(Errno::PERM),
+        }
+    }
+
+    /// Who owns a group's DMA. Drivers that do none, of ports for example, do not count.
+    pub(super) fn group_owner(&self, group: u32) -> Option<Owner> {
+        let mut members = self.functions.values().filter(|member| member.iommu_group() == Some(group));
+        let is_contained = self.groups.get(&group).is_some_and(|group| group.container().is_some());
+        members
+            .find_map(|member| match (&member.driver, member.context()) {
+                (_, Some(context)) => Some(Owner::Context(context)),
+                (Driver::Kernel(driver), _) if driver != "pcieport" && driver != "pci-stub" => {
+                    Some(Owner::Driver)
+                }
+                _ => None,
+            })
+            .or(is_contained.then_some(Owner::Group))
+    }
+
+    /// An ioctl of a device that is open.
+    pub(super) fn device_ioctl(
+        &mut self,
+        file: FileId,
+        address: PciAddress,
+        number: u32,
+        argument: &mut Argument<'_>,
+        named: Vec<Named>,
+    ) -> Result<u32, Errno> {
+        let is_cdev = matches!(self.files.get(&file), Some(OpenFile::Cdev { .. }));
+        match number {
+            number if number == ioctl::DEVICE_BIND_IOMMUFD.number => {
+                // The same checks lead to the same end: it is in use.
+                self.bind_device(file, address, argument, &named)
+            }
+            number if is_cdev && number == ioctl::DEVICE_ATTACH_IOMMUFD_PT.number => {
+                self.attach_device(address, argument)
+            }
+            number if is_cdev && number == ioctl::DEVICE_DETACH_IOMMUFD_PT.number => {
+                self.detach_device(address, argument)
+            }
+            number if number == ioctl::DEVICE_RESET.number => self.reset_device(address),
+            number if number == ioctl::DEVICE_GET_PCI_HOT_RESET_INFO.number => {
+                self.hot_reset_info(address, is_cdev, argument)
+            }
+            number if number == ioctl::DEVICE_PCI_HOT_RESET.number => {
+                self.hot_reset(address, is_cdev, argument, &named)
+            }
+            number => {
+                let eventfds = eventfds(number, argument, named)?;
+                self.function_mut(address)?.hardware.ioctl(number, argument, eventfds)
+            }
+        }
+    }
+
+    fn attach_device(&mut self, address: PciAddress, argument: &mut Argument<'_>) -> Result<u32, Errno> {
+        const MINIMUM: u32 = 12;
+        if argument.word(0)? < MINIMUM || argument.word(4)? > 1 {
+            return Err(Errno::INVAL);
+        }
+        if argument.word(4)? == 1 {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let (context, id) = self.function(address)?.attachment().ok_or(Errno::INVAL)?;
+        let context = self.contexts.get_mut(&context).ok_or(Errno::INVAL)?;
+        let page_table = context.attach(id, argument.word(8)?, &mut self.locked)?;
+        argument.set_word(8, page_table)?;
+        Ok(0)
+    }
+
+    fn detach_device(&mut self, address: PciAddress, argument: &Argument<'_>) -> Result<u32, Errno> {
+        const MINIMUM: u32 = 8;
+        if argument.word(0)? < MINIMUM || argument.word(4)? > 1 {
+            return Err(Errno::INVAL);
+        }
+        if argument.word(4)? == 1 {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let (context, id) = self.function(address)?.attachment().ok_or(Errno::INVAL)?;
+        self.contexts.get_mut(&context).ok_or(Errno::INVAL)?.detach(id, &mut self.locked);
+        Ok(0)
+    }
+
+    /// `VFIO_DEVICE_RESET`.
+    fn reset_device(&mut self, address: PciAddress) -> Result<u32, Errno> {
+        let function = self.function_mut(address)?;
+        if !function.has_function_reset() {
+            return Err(Errno::INVAL);
+        }
+        if function.is_being_unbound {
+            return Err(Errno::AGAIN);
+        }
+        function.hardware.reset();
+        Ok(0)
+    }
+
+    /// Nobody uses a function any more: it is stopped, restored and, as far as possible, reset.
+    pub(super) fn release_device(&mut self, address: PciAddress) {
+        let Some(function) = self.functions.get_mut(&address) else { return };
+        let (is_locked, has_function_reset) = (function.is_being_unbound, function.has_function_reset());
+        let attachment = function.attachment();
+        function.hardware.close();
+        function.needs_reset = true;
+        if has_function_reset && !is_locked {
+            function.hardware.reset();
+            function.needs_reset = false;
+        }
+        self.try_reset_set(address);
+        if let Some(function) = self.functions.get_mut(&address) {
+            function.usage = Usage::Unused;
+        }
+        if let Some((context, id)) = attachment
+            && let Some(context) = self.contexts.get_mut(&context)
+        {
+            context.remove_device(id, &mut self.locked);
+        }
+    }
+}
+
+/// Who owns the DMA of an IOMMU group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Context(ContextId),
+    /// The group's file, over a legacy container.
+    Group,
+    /// A driver of the kernel.
+    Driver,
+}
+
+/// The eventfds of `VFIO_DEVICE_SET_IRQS`, one for each vector: the structure says which vectors have one, the message
+/// brings those.
+fn eventfds(number: u32, argument: &Argument<'_>, named: Vec<Named>) -> Result<Vec<Option<OwnedFd>>, Errno> {
+    const DATA: usize = 20;
+    const DATA_EVENTFD: u32 = 4;
+    if number != ioctl::DEVICE_SET_IRQS.number || argument.word(4)? & DATA_EVENTFD == 0 {
+        return Ok(Vec::new());
+    }
+    let count = usize::try_from(argument.word(16)?).map_err(|_| Errno::INVAL)?;
+    if argument.len() < DATA + 4 * count {
+        return Err(Errno::INVAL);
+    }
+    let mut named = named.into_iter();
+    (0..count)
+        .map(|vector| match argument.word(DATA + 4 * vector)?.cast_signed() {
+            -1 => Ok(None),
+            number if number < 0 => Err(Errno::BADF),
+            _ => match named.next() {
+                Some(Named::Foreign(eventfd)) => Ok(Some(eventfd)),
+                Some(Named::File(_)) => Err(Errno::INVAL),
+                None => Err(Errno::BADF),
+            },
+        })
+        .collect()
+}
