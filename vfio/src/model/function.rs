@@ -4,8 +4,6 @@ use crate::model::memory_map::MemoryMap;
 use crate::model::topology::*;
 use rustix::io::Errno;
 
-//! A PCI function's hardware; there is none yet.
-
 use std::os::fd::{BorrowedFd, OwnedFd};
 #[derive(Debug)]
 pub(crate) struct Function;

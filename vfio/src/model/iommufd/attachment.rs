@@ -87,8 +87,7 @@ impl Context {
 
     /// `VFIO_DEVICE_DETACH_IOMMUFD_PT`: a device that is not attached is none the worse.
     pub(crate) fn detach(&mut self, id: u32, locked: &mut LockedMemory) {
-        if let Ok(Device { hwpt: Some(hwpt), .. }) = self.device(id) {
-            self.leave(id, hwpt);
+        if let Some(hwpt) = self.leave(id) {
             self.drop_if_unused(hwpt, locked);
         }
     }
@@ -124,7 +123,7 @@ impl Context {
         let hwpt = self.insert(Object::Hwpt(hwpt));
         let attached = self.attach_to_hwpt(id, hwpt, locked).and_then(|()| self.fill_hwpt(hwpt, locked));
         if attached.is_err() {
-            self.leave(id, hwpt);
+            self.leave(id);
             self.drop_hwpt(hwpt, locked);
         }
         attached.map(|()| hwpt)
@@ -161,17 +160,12 @@ impl Context {
         Ok(())
     }
 
-    fn leave(&mut self, id: u32, from: u32) {
-        if let Ok(device) = self.device_mut(id)
-            && device.hwpt == Some(from)
-        {
-            device.hwpt = None;
-            if let Ok(Hwpt { ioas, .. }) = self.hwpt(from)
-                && let Ok(ioas) = self.ioas_mut(ioas)
-            {
-                ioas.release(ReservedFor::Device(id));
-            }
-        }
+    /// Returns the page table that the device was attached to.
+    fn leave(&mut self, id: u32) -> Option<u32> {
+        let hwpt = self.device_mut(id).ok()?.hwpt.take()?;
+        let Hwpt { ioas, .. } = self.hwpt(hwpt).ok()?;
+        self.ioas_mut(ioas).ok()?.release(ReservedFor::Device(id));
+        Some(hwpt)
     }
 
     /// Moves every attached device of the device's group, or none.

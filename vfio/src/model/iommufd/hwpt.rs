@@ -61,7 +61,7 @@ impl Context {
         let id = self.insert(Object::Hwpt(hwpt));
         let filled = self.fill_hwpt(id, locked);
         if filled.is_err() {
-            self.objects.remove(&id);
+            self.drop_hwpt(id, locked);
         }
         filled.map(|()| id)
     }
@@ -97,7 +97,7 @@ impl Context {
         let device = self.device(device)?;
         match self.objects.get(&page_table) {
             Some(Object::Ioas(_)) => (),
-            // A nested table, for which this hardware has no mode: without data not even asked of it.
+            // A nested table needs data, and a parent made for it, which this hardware cannot be.
             Some(Object::Hwpt(_)) if data_length == 0 => return Err(Errno::OPNOTSUPP),
             Some(Object::Hwpt(_) | Object::Device(_)) | None => return Err(Errno::INVAL),
         }

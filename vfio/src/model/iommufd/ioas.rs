@@ -272,7 +272,8 @@ impl Ioas {
         Ok(())
     }
 
-    /// A page table comes to be over this address space. With the first one everything mapped is pinned.
+    /// A page table comes to be over this address space. With the first one everything mapped is pinned. One that fails
+    /// is to be removed too.
     ///
     /// # Errors
     ///
@@ -288,13 +289,7 @@ impl Ioas {
             self.reserve(ReservedFor::Hwpt(id), beyond)?;
         }
         if self.hwpts.is_empty() {
-            match pin_all(&self.areas, locked) {
-                Ok(memory) => self.memory = memory,
-                Err(errno) => {
-                    self.release(ReservedFor::Hwpt(id));
-                    return Err(errno);
-                }
-            }
+            self.memory = pin_all(&self.areas, locked)?;
         }
         self.hwpts.push(id);
         Ok(())

@@ -79,6 +79,17 @@ fn all_contexts_of_a_user_share_the_limit_and_users_do_not() {
 }
 
 #[test]
+fn what_needs_no_more_memory_is_not_stopped_by_a_limit() {
+    let (mut host, ioas, _) = Host::attached();
+    let file = memory(8 * PAGE);
+    host.caller.memory_lock_limit = 2 * PAGE;
+    host.map(ioas, &file, 0, 2 * PAGE, 0).unwrap();
+    host.caller.memory_lock_limit = 16 * PAGE;
+    host.map(ioas, &file, 0, 8 * PAGE, MIB).unwrap();
+    assert_eq!(host.copy((ioas, 0), (ioas, 2 * MIB), 2 * PAGE), Ok(2 * MIB));
+}
+
+#[test]
 fn who_may_pin_without_limit_is_not_charged() {
     let (mut host, ioas, _) = Host::attached();
     host.caller.may_pin_without_limit = true;

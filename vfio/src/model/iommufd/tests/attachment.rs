@@ -120,13 +120,15 @@ fn a_wrong_target_is_enoent_or_einval() {
     assert_eq!(host.attach(first, first), Err(Errno::INVAL));
 }
 
+/// One way to map something.
+type Map<'a> = &'a dyn Fn(&mut Host, u32) -> Result<u64, Errno>;
+
 #[test]
 fn what_was_not_checked_without_a_device_fails_when_one_is_attached() {
     let file = memory(PAGE);
     let ordinary = ordinary_file();
     let too_much = memory(32 * MIB);
-    type Mapping<'a> = &'a dyn Fn(&mut Host, u32) -> Result<u64, Errno>;
-    let cases: [(Errno, Mapping<'_>); 8] = [
+    let cases: [(Errno, Map<'_>); 8] = [
         (Errno::FAULT, &|host, ioas| host.map_process(ioas, None, 0xdead_0000, PAGE, 0)),
         (Errno::INVAL, &|host, ioas| host.map(ioas, &file, 0, 2 * PAGE, 0)),
         (Errno::INVAL, &|host, ioas| host.map(ioas, &ordinary, 0, PAGE, 0)),
@@ -195,6 +197,11 @@ fn a_device_without_an_iommu_reserves_nothing_and_sees_nothing() {
     assert_eq!(host.charge(), PAGE);
     // Its table is of no use to the IOMMU.
     assert_eq!(host.attach(first, hwpt), Err(Errno::INVAL));
+    // Nor does it have a group to take along.
+    let (second, elsewhere) = (host.context.add_device(None), host.ioas());
+    assert_eq!(host.attach(second, ioas), Ok(hwpt));
+    host.attach(second, elsewhere).unwrap();
+    assert_eq!(host.destroy(hwpt), Err(Errno::BUSY));
     host.unmap(ioas, 0, u64::MAX).unwrap();
     let automatic = host.attach(first, ioas).unwrap();
     assert_ne!(automatic, hwpt);
