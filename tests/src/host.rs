@@ -2,12 +2,14 @@
 
 //! The machine whose kernel is asked: device nodes, sysfs and drivers below one root folder.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::OnceLock;
 
 use vfio::model::order::{DriverOrder, FunctionOrder};
+use vfio::model::topology::KernelVersion;
 use vfio::model::{Machine, Order, Settings, Topology};
 use vfio::topology::Driver;
 use vfio::{PciAddress, Sysfs};
@@ -34,15 +36,25 @@ impl ModelledMachine {
 
     /// The same with settings.
     pub fn start_with(topology: &str, settings: Settings) -> Self {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../vfio/topologies");
-        let path = Path::new(path).join(topology).with_extension("toml");
-        let topology = Topology::load(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        Self::of(topology, settings)
+        Self::of(load(topology), settings)
+    }
+
+    /// Starts the machine of a topology with the kernel that `TESTVM_KERNEL` names.
+    pub fn of_lane(topology: &str) -> Self {
+        let mut topology = load(topology);
+        topology.kernel = match std::env::var("TESTVM_KERNEL").as_deref() {
+            Ok("6.12") => KernelVersion::Linux6_12,
+            Ok("7.3") | Err(_) => KernelVersion::Linux7_3,
+            Ok(other) => panic!("the kernel {other} is not modelled"),
+        };
+        Self::of(topology, Settings::default())
     }
 
     /// Starts a machine of the test's own.
     pub fn of(topology: Topology, settings: Settings) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
+        // Servers without privileges look into it, too.
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("the folder's mode");
         let machine = Machine::start(topology, settings, folder.path()).expect("the machine starts");
         Self { machine, _folder: folder }
     }
@@ -56,6 +68,13 @@ impl ModelledMachine {
     pub fn order(&self, order: &Order) -> String {
         self.machine.order(order).unwrap_or_else(|errno| panic!("{order:?}: {errno}"))
     }
+}
+
+fn load(topology: &str) -> Topology {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../vfio/topologies"));
+    // A name may have a dot in it.
+    let path = path.join(format!("{topology}.toml"));
+    Topology::load(&path).unwrap_or_else(|error| panic!("{error}"))
 }
 
 impl Host {

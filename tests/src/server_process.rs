@@ -37,7 +37,7 @@ pub fn tool_binary() -> PathBuf {
 }
 
 /// A binary of the workspace, built into the same folder as the test.
-fn binary(name: &str) -> PathBuf {
+pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the path of the test");
     let folders = test.ancestors().skip(1).take(2);
     let candidates: Vec<_> = folders.map(|folder| folder.join(name)).collect();
@@ -48,7 +48,14 @@ fn binary(name: &str) -> PathBuf {
 impl ServerProcess {
     /// Starts a server at one end of a socket pair, and gives the other.
     pub fn start() -> (Self, UnixStream) {
-        Self::start_command(Command::new(server_binary()))
+        Self::start_on(Host::current())
+    }
+
+    /// The same for devices of another machine than the current one.
+    pub fn start_on(host: &Host) -> (Self, UnixStream) {
+        let mut command = Command::new(server_binary());
+        command.args(host.arguments());
+        Self::start_command(command)
     }
 
     /// Starts a server that finds nothing in /dev.
@@ -56,7 +63,8 @@ impl ServerProcess {
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "sh", "-c", "mount -t tmpfs none /dev && exec \"$0\" \"$@\""])
-            .arg(server_binary());
+            .arg(server_binary())
+            .args(Host::current().arguments());
         Self::start_command(command)
     }
 
@@ -66,7 +74,8 @@ impl ServerProcess {
         command.arg(format!("--memlock={bytes}"));
         command
             .args(["setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all"])
-            .arg(server_binary());
+            .arg(server_binary())
+            .args(Host::current().arguments());
         Self::start_command(command)
     }
 
@@ -82,7 +91,6 @@ impl ServerProcess {
     /// Starts a server with a command line of the test's own.
     pub fn spawn(mut command: Command) -> Self {
         let log = tempfile::tempfile().expect("a file for the log");
-        command.args(Host::current().arguments());
         command.stdin(Stdio::null()).stderr(log.try_clone().expect("a second descriptor of the log"));
         let child = command.spawn().expect("the server starts");
         Self { child, log }

@@ -11,8 +11,10 @@ use std::process::Command;
 use protocol::extension::{Cookie, DeviceInfo, Face, IoasChoice, KernelFeatures};
 use protocol::vfio_user::{Capabilities, Client};
 use protocol::{ClientError, ControlClient};
+use vfio::PciAddress;
 
 use crate::guest_memory::GuestMemory;
+use crate::host::Host;
 use crate::node;
 use crate::pci_function::PciFunction;
 use crate::server_process::{PATIENCE, ServerProcess, server_binary, wait_until};
@@ -28,6 +30,7 @@ pub struct Vmm {
     pub iommufd: File,
     /// What the server found that the kernel can do.
     pub kernel_features: KernelFeatures,
+    host: Host,
 }
 
 impl Vmm {
@@ -41,6 +44,13 @@ impl Vmm {
         Self::with_address_space(server, node::iommufd(), IoasChoice::Allocate)
     }
 
+    /// A VMM on another machine than the current one.
+    pub fn on(host: &Host) -> Self {
+        let iommufd = host.open_iommufd().expect("an iommufd");
+        let vmm = Self::with_address_space(ServerProcess::start_on(host), iommufd, IoasChoice::Allocate);
+        Self { host: host.clone(), ..vmm }
+    }
+
     /// The same with an iommufd that is open already, and perhaps has an address space.
     pub fn with_address_space(
         (server, socket): (ServerProcess, UnixStream),
@@ -50,13 +60,14 @@ impl Vmm {
         let mut control = ControlClient::new(socket, PATIENCE);
         control.negotiate().expect("the extension is negotiated");
         let reply = control.set_iommufd(&iommufd, ioas).expect("the iommufd is taken");
-        Self { server, control, iommufd, kernel_features: reply.kernel_features }
+        let host = Host::current().clone();
+        Self { server, control, iommufd, kernel_features: reply.kernel_features, host }
     }
 
     /// The same with a server that listens at `path`, where more clients can connect.
     pub fn listening(path: &Path) -> Self {
         let mut command = Command::new(server_binary());
-        command.arg("--socket-path").arg(path);
+        command.args(Host::current().arguments()).arg("--socket-path").arg(path);
         let server = ServerProcess::spawn(command);
         assert!(wait_until(|| UnixStream::connect(path).is_ok()), "nobody listens: {}", server.log());
         let socket = UnixStream::connect(path).expect("the server listens");
@@ -73,7 +84,9 @@ impl Vmm {
 
     /// Opens a function and hands it over; no copy stays here.
     pub fn add(&mut self, cookie: u64, address: &str) -> Result<DeviceInfo, ClientError> {
-        self.control.add_device(Cookie(cookie), node::cdev(address))
+        let address: PciAddress = address.parse().expect("a PCI address");
+        let device = self.host.open_cdev(address).unwrap_or_else(|error| panic!("{address}: {error}"));
+        self.control.add_device(Cookie(cookie), device)
     }
 
     /// Guest memory, mapped for every device.

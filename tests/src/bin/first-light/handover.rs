@@ -12,9 +12,10 @@ use protocol::ControlClient;
 use protocol::extension::{Cookie, DeviceFlags, Face, IoasChoice};
 use protocol::vfio_user::{Capabilities, Client};
 use vfio::config_space::command;
-use vfio::{Access, Ioas, Iommufd, Iova, Sysfs};
+use vfio::{Access, Ioas, Iommufd, Iova};
 use vhost_device_vfio_tests::edu::Edu;
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
+use vhost_device_vfio_tests::host::Host;
 use vhost_device_vfio_tests::node;
 use vhost_device_vfio_tests::pci_function::PciFunction;
 use vhost_device_vfio_tests::server_process::{PATIENCE, ServerProcess, server_binary, wait_until};
@@ -40,6 +41,7 @@ pub(crate) fn an_inherited_device_is_served() {
     let (control, far_control) = UnixStream::pair().unwrap();
     let (face, far_face) = UnixStream::pair().unwrap();
     let mut command = Command::new(server_binary());
+    command.args(Host::current().arguments());
     command.args(["--fd", "3", "--iommufd-fd", "4", "--device-fd", "7=5", "--vfio-user-fd", "7=6"]);
     let inherited = [far_control.into(), node::iommufd().into(), node::cdev(FIRST).into(), far_face.into()];
     let mappings = (3..).zip(inherited).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
@@ -95,7 +97,7 @@ pub(crate) fn a_listening_face_takes_one_client_after_the_other() {
 /// A VMM that maps its memory itself, and has the server adopt the address space.
 fn mapped_by_the_vmm(access: Access) -> (Ioas, GuestMemory, Vmm) {
     let iommufd = node::iommufd();
-    let ours = Iommufd::from_fd(iommufd.try_clone().unwrap().into(), &Sysfs::open().unwrap()).unwrap();
+    let ours = Iommufd::from_fd(iommufd.try_clone().unwrap().into(), &Host::current().sysfs()).unwrap();
     let mut ioas = Ioas::allocate(Arc::new(ours)).unwrap();
     let memory = GuestMemory::new(0, 1 << 20);
     let file = memory.as_fd().try_clone_to_owned().unwrap();

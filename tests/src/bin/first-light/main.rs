@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! First light: a VMM hands devices over to the real server on a real kernel. Runs in the test VM, for the topology that
-//! `TESTVM_TOPOLOGY` names.
+//! First light: a VMM hands devices over to the real server. Runs for the topology that `TESTVM_TOPOLOGY` names, on the real
+//! kernel in the test VM, or with `FIRST_LIGHT_MODEL` set on a modelled one that behaves as the version in `TESTVM_KERNEL`.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
 
@@ -17,6 +17,7 @@ mod tool;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
+use vhost_device_vfio_tests::host::{Host, ModelledMachine};
 
 /// The two functions of every topology with a pair.
 const FIRST: &str = "0000:01:00.0";
@@ -70,8 +71,8 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             tool: the_tool_names_the_blocker_and_the_remedy, the_tool_resets_what_is_complete,
                 the_tool_leaves_nothing_behind;
         },
-        // The sample device that is not PCI is only in the newer kernel's configuration.
-        "rciep" if std::env::var("TESTVM_KERNEL").is_ok_and(|kernel| kernel != "6.12") => trials! {
+        // The sample device that is not PCI is only in the newer kernel's configuration, and not modelled.
+        "rciep" if is_real_kernel_7() => trials! {
             reset: a_device_on_the_root_bus_has_no_hot_reset;
             refusals: a_device_that_is_not_pci_is_told;
         },
@@ -88,10 +89,18 @@ fn trials_of(topology: &str) -> Vec<Trial> {
     }
 }
 
+fn is_real_kernel_7() -> bool {
+    !Host::current().is_modelled() && std::env::var("TESTVM_KERNEL").is_ok_and(|kernel| kernel != "6.12")
+}
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The devices are there once.
     arguments.test_threads = Some(1);
     let topology = std::env::var("TESTVM_TOPOLOGY").unwrap_or_default();
+    let machine = std::env::var_os("FIRST_LIGHT_MODEL").map(|_| ModelledMachine::of_lane(&topology));
+    if let Some(machine) = &machine {
+        machine.host().make_current();
+    }
     libtest_mimic::run(&arguments, trials_of(&topology)).exit_code()
 }

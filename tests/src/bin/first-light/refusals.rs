@@ -10,9 +10,10 @@ use protocol::ControlClient;
 use protocol::extension::{Cookie, Face, IoasChoice};
 use protocol::vhost_user::MemoryRegion;
 use rustix::io::Errno;
-use vfio::{Iommufd, Sysfs, UnboundDevice};
+use vfio::{Iommufd, UnboundDevice};
 use vhost_device_vfio_tests::foreign_file::ForeignFile;
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
+use vhost_device_vfio_tests::host::Host;
 use vhost_device_vfio_tests::node;
 use vhost_device_vfio_tests::server_process::{PATIENCE, ServerProcess};
 use vhost_device_vfio_tests::vmm::{Vmm, refusal};
@@ -21,7 +22,7 @@ use super::{FIRST, SECOND};
 
 /// A function bound to an iommufd of the test's own.
 fn bind_here(address: &str) -> (Arc<Iommufd>, vfio::Device) {
-    let sysfs = Sysfs::open().unwrap();
+    let sysfs = Host::current().sysfs();
     let iommufd = Arc::new(Iommufd::from_fd(node::iommufd().into(), &sysfs).unwrap());
     let device = UnboundDevice::from_fd(node::cdev(address).into(), &sysfs).unwrap();
     let device = device.bind(&iommufd, &sysfs).unwrap();

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use vfio::IrqIndex;
 use vhost_device_vfio_tests::edu::Edu;
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
+use vhost_device_vfio_tests::host::Host;
 use vhost_device_vfio_tests::interrupt::Interrupt;
 use vhost_device_vfio_tests::server_process::{ServerProcess, wait_until};
 use vhost_device_vfio_tests::vmm::{Vmm, refusal};
@@ -167,13 +168,13 @@ pub(crate) fn a_sibling_of_another_group_blocks_until_it_is_passed() {
 }
 
 pub(crate) fn a_function_without_driver_blocks() {
-    let unbind = "/sys/bus/pci/drivers/vfio-pci/unbind";
-    std::fs::write(unbind, SECOND).unwrap();
+    let second = SECOND.parse().unwrap();
+    Host::current().unbind_driver(second).unwrap();
     let mut vmm = Vmm::start();
     vmm.add(1, FIRST).unwrap();
     let group = vmm.control.reset_group(Cookie(1));
     // For the tests after this one, whatever becomes of the assertions.
-    std::fs::write("/sys/bus/pci/drivers_probe", SECOND).unwrap();
+    Host::current().bind_driver(second, "vfio-pci").unwrap();
     let group = group.unwrap();
     assert_eq!((group.reason, group.rows[1].reason), (GroupReason::Blocked, RowReason::NoDriver));
 }
@@ -218,7 +219,8 @@ pub(crate) fn a_reset_that_waits_hinders_nobody_and_ends_with_the_server() {
     let mut other = Vmm::connect_again(&path);
     let Vmm { mut server, mut control, .. } = vmm;
     // An unbind keeps the device locked until the server lets go of it, and the kernel resets nothing that is locked.
-    let unbind = std::thread::spawn(|| std::fs::write("/sys/bus/pci/drivers/vfio-pci/unbind", SECOND));
+    let second = SECOND.parse().unwrap();
+    let unbind = std::thread::spawn(move || Host::current().unbind_driver(second));
     let minutes = Duration::from_mins(5);
     let reset = std::thread::spawn(move || {
         while control.reset(Cookie(1), Some(ResetMethod::Hot), Some(minutes)).is_ok() {
@@ -232,7 +234,7 @@ pub(crate) fn a_reset_that_waits_hinders_nobody_and_ends_with_the_server() {
     assert!(server.wait_for_exit().success(), "{}", server.log());
     reset.join().unwrap();
     unbind.join().unwrap().unwrap();
-    std::fs::write("/sys/bus/pci/drivers_probe", SECOND).unwrap();
+    Host::current().bind_driver(second, "vfio-pci").unwrap();
 }
 
 pub(crate) fn a_guests_function_level_reset_is_carried_out() {

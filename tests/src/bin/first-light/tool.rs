@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
+use vhost_device_vfio_tests::host::Host;
 use vhost_device_vfio_tests::server_process::{tool_binary, wait_until};
 
 use super::{FIRST, SECOND};
@@ -20,6 +21,7 @@ impl Launched {
     fn start(devices: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(tool_binary());
+        command.args(Host::current().arguments());
         command.arg("launch").arg("--socket").arg(folder.path().join("control"));
         command.arg("--vfio-user").arg(format!("1={}", folder.path().join("face").display()));
         for device in devices {

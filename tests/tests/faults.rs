@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Faults of the kernel and the hardware on demand, and what the real server makes of them.
+
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use protocol::extension::{Cookie, GroupReason, ResetMethod, ResetOutcome, RowReason};
+use rustix::io::Errno;
+use vfio::model::order::{DriverOrder, FunctionOrder, Nothing};
+use vfio::model::{Fault, Order, Settings};
+use vhost_device_vfio_tests::guest_memory::GuestMemory;
+use vhost_device_vfio_tests::host::ModelledMachine;
+use vhost_device_vfio_tests::server_process::wait_until;
+use vhost_device_vfio_tests::vmm::{Vmm, refusal};
+
+const FIRST: &str = "0000:01:00.0";
+const SECOND: &str = "0000:01:00.1";
+
+fn fault(text: &str) -> Fault {
+    toml::from_str(text).unwrap()
+}
+
+fn machine(topology: &str, faults: &[&str]) -> ModelledMachine {
+    let faults = faults.iter().map(|text| fault(text)).collect();
+    ModelledMachine::start_with(topology, Settings { faults, ..Settings::default() })
+}
+
+/// A VMM that has handed the pair over.
+fn with_pair(machine: &ModelledMachine) -> Vmm {
+    let mut vmm = Vmm::on(&machine.host());
+    vmm.add(1, FIRST).unwrap();
+    vmm.add(2, SECOND).unwrap();
+    vmm
+}
+
+fn line(machine: &ModelledMachine, name: &str) -> u64 {
+    let usage = machine.order(&Order::Inspect(Nothing {}));
+    let value = usage.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "));
+    value.unwrap_or_else(|| panic!("no `{name}` in {usage}")).parse().unwrap()
+}
+
+#[test]
+fn a_busy_reset_is_tried_again() {
+    let machine = machine("edu-pair", &["call = 'VFIO_DEVICE_PCI_HOT_RESET'\ntimes = 3\nerrno = 'EBUSY'"]);
+    let mut vmm = with_pair(&machine);
+    let report = vmm.control.reset(Cookie(1), Some(ResetMethod::Hot), None).unwrap();
+    assert_eq!((report.outcome, report.attempts), (ResetOutcome::Done, 4));
+}
+
+#[test]
+fn a_bind_that_fails_leaves_nothing_behind() {
+    let machine = machine("edu-pair", &["call = 'VFIO_DEVICE_BIND_IOMMUFD'\nerrno = 'ENOMEM'"]);
+    let mut vmm = Vmm::on(&machine.host());
+    let refused = refusal(vmm.add(1, FIRST));
+    assert_eq!(refused, ("bind-failed".into(), Errno::NOMEM.raw_os_error()));
+    assert_eq!(line(&machine, "open-devices"), 0);
+    vmm.add(1, FIRST).unwrap();
+}
+
+#[test]
+fn a_mapping_that_fails_leaves_the_table_before() {
+    let machine = machine("edu-pair", &["call = 'IOMMU_IOAS_MAP_FILE'\nskip = 2\nerrno = 'EFAULT'"]);
+    let mut vmm = with_pair(&machine);
+    let (low, high) = (GuestMemory::new(0, 1 << 20), GuestMemory::new(1 << 20, 1 << 20));
+    vmm.map(&low).unwrap();
+    let before = line(&machine, "mapped-bytes");
+    assert!(vmm.map(&high).is_err());
+    assert_eq!(line(&machine, "mapped-bytes"), before);
+}
+
+#[test]
+fn a_sibling_that_appears_with_a_driver_of_the_host_blocks() {
+    let script = "call = 'VFIO_DEVICE_BIND_IOMMUFD'\nbind = { function = '0000:01:00.1', driver = 'igb' }";
+    let machine = machine("edu-igb", &[script]);
+    machine.order(&Order::Unbind(FunctionOrder { function: SECOND.parse().unwrap() }));
+    let mut vmm = Vmm::on(&machine.host());
+    vmm.add(1, FIRST).unwrap();
+    let group = vmm.control.reset_group(Cookie(1)).unwrap();
+    let row = group.rows.iter().find(|row| row.address.to_string() == SECOND).unwrap();
+    assert_eq!((group.reason, row.reason), (GroupReason::Blocked, RowReason::KernelDriver));
+}
+
+#[test]
+fn a_reset_of_a_minute_delays_nobody_else() {
+    let faults = vec![fault("call = 'VFIO_DEVICE_PCI_HOT_RESET'\ndelay = 60000")];
+    let settings = Settings { faults, virtual_time: true, ..Settings::default() };
+    let machine = ModelledMachine::start_with("edu-pair", settings);
+    let mut vmm = with_pair(&machine);
+    let Vmm { server, mut control, iommufd, .. } = vmm;
+    let reset = std::thread::spawn(move || {
+        let report = control.reset(Cookie(1), Some(ResetMethod::Hot), Some(Duration::from_mins(5)));
+        report.map(|report| report.outcome)
+    });
+    server.wait_for_log("reset-begun");
+    // Another VM on the same machine goes on meanwhile; its server is another process.
+    let other = Vmm::on(&machine.host());
+    drop(other);
+    assert!(!reset.is_finished());
+    assert!(wait_until(|| {
+        // The request may not have reached the model when the log said so.
+        machine.order(&Order::Advance(60_000));
+        reset.is_finished()
+    }));
+    assert_eq!(reset.join().unwrap().unwrap(), ResetOutcome::Done);
+    drop(iommufd);
+}
+
+#[test]
+fn a_device_that_is_taken_away_goes_when_the_server_lets_go() {
+    let machine = machine("edu-pair", &[]);
+    let mut vmm = with_pair(&machine);
+    let function = SECOND.parse().unwrap();
+    let host = machine.host();
+    let removal = std::thread::spawn(move || {
+        vfio::model::order::give(host.root(), &Order::Remove(FunctionOrder { function }))
+    });
+    assert!(wait_until(|| machine.host().open_cdev(function).is_err()), "nobody new can open it");
+    assert!(!removal.is_finished());
+    vmm.control.remove_device(Cookie(2)).unwrap();
+    removal.join().unwrap().unwrap();
+    let group = vmm.control.reset_group(Cookie(1)).unwrap();
+    assert_eq!(group.rows.len(), 1, "the function is gone from the set");
+}
+
+#[test]
+fn a_killed_server_leaves_nothing_behind() {
+    let machine = machine("edu-pair", &["call = 'VFIO_DEVICE_PCI_HOT_RESET'\nkill = true"]);
+    let mut vmm = with_pair(&machine);
+    vmm.map(&GuestMemory::new(0, 1 << 20)).unwrap();
+    assert!(vmm.control.reset(Cookie(1), Some(ResetMethod::Hot), None).is_err());
+    let Vmm { mut server, iommufd, .. } = vmm;
+    assert!(!server.wait_for_exit().success());
+    drop(iommufd);
+    assert!(wait_until(|| line(&machine, "files") == 0));
+    assert_eq!((line(&machine, "open-devices"), line(&machine, "mapped-bytes")), (0, 0));
+}
+
+#[test]
+fn a_driver_that_is_bound_by_order_shows_in_sysfs() {
+    let machine = machine("edu-igb", &[]);
+    let function = SECOND.parse().unwrap();
+    machine.order(&Order::Unbind(FunctionOrder { function }));
+    machine.order(&Order::Bind(DriverOrder { function, driver: "igb".into() }));
+    let driver = machine.host().sysfs().function(function).unwrap().driver;
+    assert_eq!(driver, vfio::topology::Driver::Kernel("igb".into()));
+}
