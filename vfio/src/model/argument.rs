@@ -33,6 +33,11 @@ impl Argument<'_> {
         self.chunk(offset).map(u64::from_ne_bytes)
     }
 
+    /// `length` bytes at `offset`.
+    pub(crate) fn bytes(&self, offset: usize, length: usize) -> Result<&[u8], Errno> {
+        self.0.get(offset..).and_then(|rest| rest.get(..length)).ok_or(Errno::FAULT)
+    }
+
     /// Answers with 32 bits at `offset`.
     pub(crate) fn set_word(&mut self, offset: usize, value: u32) -> Result<(), Errno> {
         self.set(offset, &value.to_ne_bytes())

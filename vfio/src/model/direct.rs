@@ -38,7 +38,7 @@ const CALLER: Caller = Caller {
 
 impl Direct {
     pub(super) fn new(topology: &str) -> Self {
-        Self { kernel: Kernel::new(Topology::parse(topology).unwrap()) }
+        Self { kernel: Kernel::new(Topology::parse(topology).unwrap()).unwrap() }
     }
 
     pub(super) fn iommufd(&mut self) -> FileId {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use rustix::io::Errno;
 
 use crate::irq::IrqIndex;
-use crate::model::function::Function;
+use crate::model::function::{Function, Role};
 use crate::model::iommufd::Context;
 use crate::model::kernel::{Kernel, Node, OpenFile};
 use crate::model::pci_function::{Owner, PciFunction, Usage};
@@ -21,13 +21,13 @@ const NO_IOMMU_GROUPS: u32 = 1000;
 
 impl Kernel {
     /// A function appears, and its driver with it.
-    pub(super) fn plug(&mut self, endpoint: &Endpoint) {
-        let hardware = Function::new(
-            endpoint.part,
-            endpoint.reset,
-            self.version(),
-            endpoint.physical_function.is_some(),
-        );
+    ///
+    /// # Errors
+    ///
+    /// That of making the files behind its BARs.
+    pub(super) fn plug(&mut self, endpoint: &Endpoint) -> Result<(), Errno> {
+        let role = self.role(endpoint);
+        let hardware = Function::new(endpoint.part, endpoint.reset, self.version(), role)?;
         let function = PciFunction {
             hardware,
             endpoint: endpoint.clone(),
@@ -40,6 +40,26 @@ impl Kernel {
         };
         self.functions.insert(endpoint.address, function);
         self.set_driver(endpoint.address, endpoint.driver.clone());
+        Ok(())
+    }
+
+    /// A device says in its first function whether it has more.
+    fn role(&self, endpoint: &Endpoint) -> Role {
+        const FUNCTION: u8 = 0b111;
+        let address = endpoint.address;
+        let is_first = address.devfn() & FUNCTION == 0;
+        let is_sibling = |other: &Endpoint| {
+            other.address != address
+                && other.address.is_on_bus_of(address)
+                && other.address.devfn() & !FUNCTION == address.devfn()
+        };
+        if endpoint.is_virtual() {
+            Role::Virtual
+        } else if is_first && self.topology.functions.iter().any(is_sibling) {
+            Role::FirstOfSeveral
+        } else {
+            Role::Single
+        }
     }
 
     /// An administrator binds a driver to a function that has none.
@@ -136,8 +156,7 @@ impl Kernel {
         }
         self.topology.functions.push(endpoint.clone());
         self.topology.functions.sort_by_key(|endpoint| (endpoint.is_virtual(), endpoint.address));
-        self.plug(endpoint);
-        Ok(())
+        self.plug(endpoint)
     }
 
     /// Hardware reports an error, or the host wants the device back. Whether somebody listens.

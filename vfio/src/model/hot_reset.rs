@@ -6,6 +6,7 @@ use rustix::io::Errno;
 
 use crate::model::argument::Argument;
 use crate::model::decision::{DevId, Obstacle, Situation};
+use crate::model::function::Reset;
 use crate::model::kernel::{ContextId, Kernel, Named, OpenFile};
 use crate::model::pci_function::{PciFunction, Usage};
 use crate::model::topology::{Bus, FunctionReset, Link, ResetScope};
@@ -113,7 +114,7 @@ impl Kernel {
         let scope = self.check_hot_reset(address, is_cdev, argument, named)?;
         for affected in &scope {
             if let Some(function) = self.functions.get_mut(affected) {
-                function.hardware.reset();
+                function.hardware.reset(Reset::Bus);
             }
         }
         let is_unconfirmed = self.link_above(address) == Link::Unconfirmed;
@@ -202,7 +203,7 @@ impl Kernel {
         let is_confirmed = self.link_above(address) == Link::Trains;
         for member in scope {
             if let Some(function) = self.functions.get_mut(&member) {
-                function.hardware.reset();
+                function.hardware.reset(Reset::Bus);
                 function.needs_reset &= !is_confirmed;
             }
         }
@@ -216,6 +217,13 @@ impl Kernel {
         }
         let is_alone = self.bus_of(address).all(|other| other == address);
         is_alone && self.reset_scope(address).is_some() && self.link_above(address) == Link::Trains
+    }
+
+    /// How a function is reset alone.
+    pub(super) fn way_of_function_reset(&self, address: PciAddress) -> Reset {
+        let function = self.functions.get(&address);
+        let has_own = function.is_some_and(|function| function.endpoint.reset != FunctionReset::Missing);
+        if has_own { Reset::Function } else { Reset::Bus }
     }
 
     /// Whether the kernel, when it found the function, took it for one that can be reset alone: then the bus was the

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -81,6 +81,20 @@ pub(crate) enum Named {
     Foreign(OwnedFd),
 }
 
+impl Named {
+    /// What should be an eventfd.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` where it is a file of the model; what else it is shows when it is used.
+    pub(super) fn into_eventfd(self) -> Result<OwnedFd, Errno> {
+        match self {
+            Self::Foreign(eventfd) => Ok(eventfd),
+            Self::File(_) => Err(Errno::INVAL),
+        }
+    }
+}
+
 /// The kernel and the devices it drives.
 #[derive(Debug)]
 pub(crate) struct Kernel {
@@ -99,7 +113,11 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     /// A machine that has just started.
-    pub(crate) fn new(topology: Topology) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// That of making the files behind the BARs of its functions.
+    pub(crate) fn new(topology: Topology) -> Result<Self, Errno> {
         let mut kernel = Self {
             functions: BTreeMap::new(),
             groups: BTreeMap::new(),
@@ -113,9 +131,9 @@ impl Kernel {
             topology,
         };
         for endpoint in kernel.topology.functions.clone() {
-            kernel.plug(&endpoint);
+            kernel.plug(&endpoint)?;
         }
-        kernel
+        Ok(kernel)
     }
 
     pub(super) fn version(&self) -> KernelVersion {
@@ -297,6 +315,21 @@ impl Kernel {
             }
             Err(errno) => Return { outcome: Err(errno), data: Vec::new(), given: None },
         }
+    }
+
+    /// The eventfds that make a device do something when they are signalled.
+    pub(crate) fn listening(&self) -> impl Iterator<Item = (PciAddress, BorrowedFd<'_>)> {
+        self.functions.iter().flat_map(|(address, function)| {
+            function.hardware.listening().map(move |eventfd| (*address, eventfd))
+        })
+    }
+
+    /// Does what the eventfds of a device ask for.
+    pub(crate) fn hear(&mut self, address: PciAddress) {
+        let Some(function) = self.functions.get_mut(&address) else { return };
+        let attachment = function.attachment();
+        let memory = attachment.and_then(|(context, id)| self.contexts.get(&context)?.memory(id));
+        function.hardware.hear(memory);
     }
 
     /// The function that a file gives access to.

@@ -171,7 +171,8 @@ impl Kernel {
         }
         let works = self.has_function_reset(address);
         if works {
-            self.function_mut(address)?.hardware.reset();
+            let by = self.way_of_function_reset(address);
+            self.function_mut(address)?.hardware.reset(by);
         }
         Ok(works)
     }
@@ -276,19 +277,21 @@ impl Kernel {
         if function.is_being_unbound {
             return Err(Errno::AGAIN);
         }
-        function.hardware.reset();
+        let by = self.way_of_function_reset(address);
+        self.function_mut(address)?.hardware.reset(by);
         Ok(0)
     }
 
     /// Nobody uses a function any more: it is stopped, restored and, as far as possible, reset.
     pub(super) fn release_device(&mut self, address: PciAddress) {
+        let by = self.way_of_function_reset(address);
         let Some(function) = self.functions.get_mut(&address) else { return };
         let (is_locked, has_function_reset) = (function.is_being_unbound, function.has_function_reset());
         let attachment = function.attachment();
         function.hardware.close();
         function.needs_reset = true;
         if has_function_reset && !is_locked {
-            function.hardware.reset();
+            function.hardware.reset(by);
             function.needs_reset = false;
         }
         self.try_reset_set(address);
@@ -313,13 +316,14 @@ pub(crate) enum Owner {
     Driver,
 }
 
-/// The eventfds of `VFIO_DEVICE_SET_IRQS`, one for each vector: the structure says which vectors have one, the message
+/// The eventfds of a request. For `VFIO_DEVICE_SET_IRQS` one for each vector: the structure says which vectors have one, the message
 /// brings those.
 fn eventfds(number: u32, argument: &Argument<'_>, named: Vec<Named>) -> Result<Vec<Option<OwnedFd>>, Errno> {
     const DATA: usize = 20;
     const DATA_EVENTFD: u32 = 4;
     if number != ioctl::DEVICE_SET_IRQS.number || argument.word(4)? & DATA_EVENTFD == 0 {
-        return Ok(Vec::new());
+        // Others name one at most.
+        return named.into_iter().map(|named| named.into_eventfd().map(Some)).collect();
     }
     let count = usize::try_from(argument.word(16)?).map_err(|_| Errno::INVAL)?;
     if argument.len() < DATA + 4 * count {
@@ -330,11 +334,7 @@ fn eventfds(number: u32, argument: &Argument<'_>, named: Vec<Named>) -> Result<V
         .map(|vector| match argument.word(DATA + 4 * vector)?.cast_signed() {
             -1 => Ok(None),
             number if number < 0 => Err(Errno::BADF),
-            _ => match named.next() {
-                Some(Named::Foreign(eventfd)) => Ok(Some(eventfd)),
-                Some(Named::File(_)) => Err(Errno::INVAL),
-                None => Err(Errno::BADF),
-            },
+            _ => named.next().ok_or(Errno::BADF)?.into_eventfd().map(Some),
         })
         .collect()
 }

@@ -78,12 +78,14 @@ enum Event {
     Order,
     Node(Node),
     File(FileId),
+    /// Of a device, for which it is a doorbell.
+    Eventfd(PciAddress),
 }
 
 impl Process {
     /// Sets a machine up in an existing, empty folder.
     pub(crate) fn new(topology: Topology, settings: Settings, folder: &Path) -> io::Result<Self> {
-        let kernel = Kernel::new(topology);
+        let kernel = Kernel::new(topology)?;
         let sysfs = SysfsTree::create(folder, kernel.topology(), |address| kernel.identity(address))?;
         std::fs::create_dir_all(folder.join("dev/vfio/devices"))?;
         let mut faults = Faults::new(settings.seed);
@@ -111,12 +113,16 @@ impl Process {
     /// Answers until something arrives on `stop`, or its other end is closed.
     pub(crate) fn run(mut self, stop: &impl AsFd) -> io::Result<()> {
         loop {
-            for event in self.wait(stop.as_fd())? {
+            let events = self.wait(stop.as_fd())?;
+            // Whatever was closed before one of these came is visible by now, and has its effect first.
+            self.receive_closed()?;
+            for event in events {
                 match event {
                     Event::Stop => return Ok(()),
                     Event::Order => self.take_order()?,
                     Event::Node(node) => self.open(node)?,
                     Event::File(file) => self.receive(file),
+                    Event::Eventfd(function) => self.kernel.hear(function),
                 }
             }
             self.finish_due();
@@ -126,8 +132,10 @@ impl Process {
     fn wait(&self, stop: BorrowedFd<'_>) -> io::Result<Vec<Event>> {
         let nodes = self.nodes.iter().map(|(node, (_, listener))| (Event::Node(*node), listener.as_fd()));
         let files = self.files.iter().map(|(file, end)| (Event::File(*file), end.socket.as_fd()));
+        let eventfds = self.kernel.listening().map(|(function, fd)| (Event::Eventfd(function), fd));
         let fixed = [(Event::Stop, stop), (Event::Order, self.orders.as_fd())];
-        let (events, fds): (Vec<_>, Vec<_>) = fixed.into_iter().chain(nodes).chain(files).unzip();
+        let (events, fds): (Vec<_>, Vec<_>) =
+            fixed.into_iter().chain(nodes).chain(files).chain(eventfds).unzip();
         let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
         let timeout = match (&self.clock, self.schedule.next_due()) {
             (Clock::Real(_), Some(due)) => Timespec::try_from(due.saturating_sub(self.clock.now())).ok(),
@@ -180,6 +188,23 @@ impl Process {
             // What is no request is nobody's to answer.
             Err(_) => {}
         }
+    }
+
+    /// Takes in what is left on files whose last copy was closed.
+    fn receive_closed(&mut self) -> io::Result<()> {
+        let (files, mut fds): (Vec<_>, Vec<_>) = self
+            .files
+            .iter()
+            .map(|(file, end)| (*file, PollFd::new(&end.socket, PollFlags::empty())))
+            .unzip();
+        poll(&mut fds, Some(&Timespec::default()))?;
+        let is_closed: Vec<_> = fds.iter().map(|fd| fd.revents().contains(PollFlags::HUP)).collect();
+        for (file, _) in files.into_iter().zip(is_closed).filter(|(_, is_closed)| *is_closed) {
+            while self.files.contains_key(&file) {
+                self.receive(file);
+            }
+        }
+        Ok(())
     }
 
     /// What the fault script has for a request comes first.
@@ -330,7 +355,14 @@ impl Process {
             if self.shown.get(address) != Some(state) {
                 let (driver, cdev) = state;
                 self.sysfs.set_driver(*address, driver, cdev.clone())?;
-                self.sysfs.set_no_iommu_group(*address, self.kernel.no_iommu_group(*address))?;
+                if self
+                    .kernel
+                    .topology()
+                    .function(*address)
+                    .is_some_and(|function| function.iommu_group.is_none())
+                {
+                    self.sysfs.set_no_iommu_group(*address, self.kernel.no_iommu_group(*address))?;
+                }
             }
         }
         self.shown = present;

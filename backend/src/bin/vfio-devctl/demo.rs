@@ -132,7 +132,7 @@ impl Server {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .arg0(SERVER)
-            .args(["--log-level", "warn", "--fd", &CONTROL_FD.to_string()])
+            .args(["--log-level", "error", "--fd", &CONTROL_FD.to_string()])
             .args(host.arguments());
         command.fd_mappings(vec![FdMapping { parent_fd: far.into(), child_fd: CONTROL_FD }])?;
         let child = command.spawn()?;
