@@ -222,9 +222,10 @@ impl Kernel {
         let open = self.functions.values().filter(|function| function.is_open()).count();
         let mapped: u64 = self.contexts.values().map(Context::mapped_bytes).sum();
         format!(
-            "files = {}\ncontexts = {}\nopen-devices = {open}\nmapped-bytes = {mapped}\n",
+            "files = {}\ncontexts = {}\nopen-devices = {open}\nmapped-bytes = {mapped}\npinned-bytes = {}\n",
             self.files.len(),
             self.contexts.len(),
+            self.locked.pinned_bytes(),
         )
     }
 }

@@ -75,16 +75,25 @@ impl LockedMemory {
         }
     }
 
+    /// All that is pinned, in bytes. Memory that was mapped twice, not copied, counts twice.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        let pages: u64 = self.pinned.values().map(|parts| pages_in(parts)).sum();
+        pages.saturating_mul(PAGE)
+    }
+
     /// What a user is charged for, in bytes.
-    pub(crate) fn bytes_of_user(&self, user: u32) -> u64 {
+    #[cfg(test)]
+    pub(super) fn bytes_of_user(&self, user: u32) -> u64 {
         self.bytes_of(Account::User(user))
     }
 
     /// Whether nothing is pinned.
-    pub(crate) fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
         self.pinned.is_empty() && self.charges.is_empty()
     }
 
+    #[cfg(test)]
     pub(super) fn bytes_of(&self, account: Account) -> u64 {
         self.charges.get(&account).copied().unwrap_or(0).saturating_mul(PAGE)
     }
@@ -96,4 +105,13 @@ impl LockedMemory {
             self.charges.insert(account, pages);
         }
     }
+}
+
+/// How many pages some parts of one memory cover together.
+fn pages_in(parts: &[Span]) -> u64 {
+    let uncovered = |(place, part): (usize, &Span)| {
+        let before = parts.iter().take(place).copied();
+        part.gaps(before).into_iter().map(Span::length).sum::<u64>()
+    };
+    parts.iter().enumerate().map(uncovered).sum()
 }
