@@ -109,6 +109,20 @@ impl<'a> ModelFile<'a> {
     }
 }
 
+/// Whether a descriptor is an open file of a model.
+pub fn is_open_file(fd: BorrowedFd<'_>) -> bool {
+    ModelFile::of(fd).is_some()
+}
+
+/// `mmap` of a range of a device's file: the plain file behind it, and where in that.
+///
+/// # Errors
+///
+/// `EINVAL` where the range cannot be mapped; `ENOTTY` where the descriptor is none of the model's.
+pub fn map(fd: BorrowedFd<'_>, position: u64, length: u64) -> Result<(OwnedFd, u64), Errno> {
+    ModelFile::of(fd).ok_or(Errno::NOTTY)?.map(position, length)
+}
+
 /// An ioctl on a file of the model by its number and bytes, for what the rest of the crate never asks: what other users of
 /// a device do.
 ///

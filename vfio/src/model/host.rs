@@ -66,8 +66,8 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// `ENODEV` no such function; `EBUSY` it has a driver; `EPERM` somebody owns the DMA of its IOMMU group, which a driver of
-    /// the kernel would use.
+    /// `ENODEV` no such function; `EBUSY` it has a driver; `EINVAL`, all that `drivers_probe` says of a driver that refused:
+    /// somebody owns the DMA of its IOMMU group, which a driver of the kernel would use.
     pub(crate) fn bind_driver(&mut self, address: PciAddress, driver: Driver) -> Result<(), Errno> {
         let function = self.function(address)?;
         if function.driver != Driver::Missing {
@@ -78,7 +78,7 @@ impl Kernel {
             && name != "pcieport"
             && self.group_owner(group).is_some_and(|owner| owner != Owner::Driver)
         {
-            return Err(Errno::BUSY);
+            return Err(Errno::INVAL);
         }
         self.set_driver(address, driver);
         Ok(())
@@ -170,7 +170,11 @@ impl Kernel {
 
     /// Who drives each function, and with which cdev: what sysfs shows.
     pub(crate) fn drivers(&self) -> BTreeMap<PciAddress, (Driver, Option<Cdev>)> {
-        let state = |function: &PciFunction| (function.driver.clone(), self.cdev(function));
+        let state = |function: &PciFunction| {
+            // An unbind takes the link away first.
+            let driver = if function.is_being_unbound { Driver::Missing } else { function.driver.clone() };
+            (driver, self.cdev(function))
+        };
         self.functions.iter().map(|(address, function)| (*address, state(function))).collect()
     }
 
@@ -217,15 +221,15 @@ impl Kernel {
         })
     }
 
-    /// What is in use, for whoever looks for what was left behind.
-    pub(crate) fn usage(&self) -> String {
+    /// What is in use, for whoever looks for what was left behind; and what is pinned of what the asking process mapped.
+    pub(crate) fn usage(&self, asking: i32) -> String {
         let open = self.functions.values().filter(|function| function.is_open()).count();
         let mapped: u64 = self.contexts.values().map(Context::mapped_bytes).sum();
         format!(
             "files = {}\ncontexts = {}\nopen-devices = {open}\nmapped-bytes = {mapped}\npinned-bytes = {}\n",
             self.files.len(),
             self.contexts.len(),
-            self.locked.pinned_bytes(),
+            self.locked.bytes_of_process(asking),
         )
     }
 }

@@ -123,6 +123,9 @@ impl Kernel {
                 if !matches!(argument.word(0)?, TYPE1 | TYPE1V2) {
                     return Err(Errno::NODEV);
                 }
+                if !self.topology.interrupt_remapping {
+                    return Err(Errno::PERM);
+                }
                 container.has_iommu = true;
                 Ok(0)
             }

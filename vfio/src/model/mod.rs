@@ -39,7 +39,7 @@ mod sysfs;
 pub mod topology;
 mod wire;
 
-pub use client::{ioctl, open};
+pub use client::{ioctl, is_open_file, map, open};
 pub use fault::Fault;
 pub use machine::{Machine, run};
 pub use order::Order;

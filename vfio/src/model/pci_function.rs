@@ -216,6 +216,8 @@ impl Kernel {
     ) -> Result<u32, Errno> {
         let is_cdev = matches!(self.files.get(&file), Some(OpenFile::Cdev { .. }));
         match number {
+            // A group's device is never bound, whatever its state.
+            number if !is_cdev && number == ioctl::DEVICE_BIND_IOMMUFD.number => Err(Errno::INVAL),
             number if number == ioctl::DEVICE_BIND_IOMMUFD.number => {
                 // The same checks lead to the same end: it is in use.
                 self.bind_device(file, address, argument, &named)

@@ -24,9 +24,17 @@ pub(super) enum Account {
 pub(crate) struct LockedMemory {
     /// In pages, without zeros.
     charges: BTreeMap<Account, u64>,
-    /// For each mapping that a page table holds, the pages it leads to. Mappings of the same memory may share some.
-    pinned: BTreeMap<PagesId, Vec<Span>>,
+    pinned: BTreeMap<PagesId, Pinned>,
     next_id: u64,
+}
+
+/// Some memory that is pinned.
+#[derive(Debug)]
+struct Pinned {
+    /// Who mapped it.
+    process: i32,
+    /// For each mapping that a page table holds, the pages it leads to. Mappings of the same memory may share some.
+    parts: Vec<Span>,
 }
 
 impl LockedMemory {
@@ -42,7 +50,8 @@ impl LockedMemory {
     ///
     /// Those of [`Pages::get`]; `ENOMEM` over the limit of whoever mapped it.
     pub(super) fn pin(&mut self, pages: &Pages, part: Span) -> Result<(), Errno> {
-        let fresh = part.gaps(self.pinned.get(&pages.id).into_iter().flatten().copied());
+        let fresh =
+            part.gaps(self.pinned.get(&pages.id).into_iter().flat_map(|pinned| pinned.parts.iter().copied()));
         for gap in &fresh {
             pages.get(*gap)?;
         }
@@ -55,13 +64,14 @@ impl LockedMemory {
             }
             self.set_charge(account, charge);
         }
-        self.pinned.entry(pages.id).or_default().push(part);
+        let pinned = || Pinned { process: pages.process, parts: Vec::new() };
+        self.pinned.entry(pages.id).or_insert_with(pinned).parts.push(part);
         Ok(())
     }
 
     /// Undoes one [`Self::pin`]. What another mapping still needs stays pinned and charged.
     pub(super) fn unpin(&mut self, pages: &Pages, part: Span) {
-        let Some(pinned) = self.pinned.get_mut(&pages.id) else { return };
+        let Some(Pinned { parts: pinned, .. }) = self.pinned.get_mut(&pages.id) else { return };
         if let Some(position) = pinned.iter().position(|pinned| *pinned == part) {
             pinned.swap_remove(position);
         }
@@ -75,10 +85,10 @@ impl LockedMemory {
         }
     }
 
-    /// All that is pinned, in bytes. Memory that was mapped twice, not copied, counts twice.
-    pub(crate) fn pinned_bytes(&self) -> u64 {
-        let pages: u64 = self.pinned.values().map(|parts| pages_in(parts)).sum();
-        pages.saturating_mul(PAGE)
+    /// What is pinned of what a process mapped, in bytes. Memory that was mapped twice, not copied, counts twice.
+    pub(crate) fn bytes_of_process(&self, process: i32) -> u64 {
+        let pinned = self.pinned.values().filter(|pinned| pinned.process == process);
+        pinned.map(|pinned| pages_in(&pinned.parts)).sum::<u64>().saturating_mul(PAGE)
     }
 
     /// What a user is charged for, in bytes.

@@ -130,6 +130,7 @@ impl Context {
             address: memory.address - offset,
             file,
             writable: protection.writable,
+            process: caller.process,
             account: account.map(|account| (account, caller.memory_lock_limit)),
         };
         let slice = Slice { pages: Arc::new(pages), offset, length };

@@ -39,6 +39,8 @@ pub(super) struct Pages {
     /// model knows no file.
     pub(super) file: Option<(Arc<File>, u64)>,
     pub(super) writable: bool,
+    /// Whose memory they are pinned as, limited or not.
+    pub(super) process: i32,
     /// Who is charged, up to how many bytes; `None` for who may pin without limit.
     pub(super) account: Option<(Account, u64)>,
 }

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
 
 use super::Process;
 use crate::irq::IrqIndex;
@@ -37,6 +38,9 @@ impl Process {
         let outcome = match order {
             Ok(Order::Unbind(order)) => return self.begin_unbinding(order.function, false, stream),
             Ok(Order::Remove(order)) => return self.begin_unbinding(order.function, true, stream),
+            Ok(Order::Inspect(_)) => {
+                Ok(self.kernel.usage(socket_peercred(&stream)?.pid.as_raw_nonzero().get()))
+            }
             Ok(order) => self.carry_out_order(order),
             Err(errno) => Err(errno),
         };
@@ -61,9 +65,8 @@ impl Process {
                 Clock::Virtual(now) => *now += Duration::from_millis(milliseconds),
                 Clock::Real(_) => return Err(Errno::INVAL),
             },
-            Order::Inspect(_) => return Ok(self.kernel.usage()),
-            // These wait, and are answered later.
-            Order::Unbind(_) | Order::Remove(_) => return Err(Errno::INVAL),
+            // These are not carried out at once, or need to know who gave them.
+            Order::Unbind(_) | Order::Remove(_) | Order::Inspect(_) => return Err(Errno::INVAL),
         }
         Ok(String::new())
     }
@@ -93,6 +96,7 @@ impl Process {
             other => other?,
         }
         self.unbinding.push(Unbinding { function, and_remove, told });
+        self.changed();
         self.finish_unbinding();
         Ok(())
     }
