@@ -132,6 +132,9 @@ impl Kernel {
             function.is_being_unbound = false;
         }
         self.set_driver(address, Driver::Missing);
+        if let Some(group) = self.functions.get(&address).and_then(PciFunction::iommu_group) {
+            self.forget_unused_group(group);
+        }
         true
     }
 

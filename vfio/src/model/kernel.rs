@@ -14,7 +14,7 @@ use crate::ioctl;
 use crate::model::argument::Argument;
 use crate::model::decision::Rules;
 use crate::model::iommufd::{Caller, Context, LockedMemory};
-use crate::model::legacy_group::{Container, Group};
+use crate::model::legacy_group::{self, Container, Group};
 use crate::model::pci_function::PciFunction;
 use crate::model::sysfs;
 use crate::model::topology::{KernelVersion, Topology};
@@ -62,6 +62,8 @@ pub(crate) enum OpenFile {
     Container(Container),
     /// A group opened the legacy way. The state is with the group: there is one open file of it at most.
     Group(u32),
+    /// A group whose last VFIO driver has gone meanwhile: it is nothing any more, and its node is another one's.
+    FormerGroup,
     /// A cdev, and its number.
     Cdev {
         function: PciAddress,
@@ -186,7 +188,10 @@ impl Kernel {
             Some(OpenFile::Cdev { function, is_bound: true, .. }) => self.release_device(function),
             Some(OpenFile::GroupDevice(function)) => self.close_group_device(function),
             Some(OpenFile::Group(group)) => self.close_group(group),
-            Some(OpenFile::Iommufd(_) | OpenFile::Container(_) | OpenFile::Cdev { .. }) | None => {}
+            Some(
+                OpenFile::Iommufd(_) | OpenFile::Container(_) | OpenFile::FormerGroup | OpenFile::Cdev { .. },
+            )
+            | None => {}
         }
         self.drop_unused_contexts();
     }
@@ -244,8 +249,8 @@ impl Kernel {
             OpenFile::Container(_) => Node::Container,
             OpenFile::Group(group) => Node::Group(*group),
             OpenFile::Cdev { minor, .. } => Node::Cdev(*minor),
-            // An anonymous file has no device number.
-            OpenFile::GroupDevice(_) => return Err(Errno::NOTTY),
+            // Whoever has it knows what it was; an anonymous file has no device number.
+            OpenFile::FormerGroup | OpenFile::GroupDevice(_) => return Err(Errno::NOTTY),
         };
         let DeviceNumber { major, minor } = node.number();
         Ok([major, minor].into_iter().flat_map(u32::to_ne_bytes).collect())
@@ -269,6 +274,7 @@ impl Kernel {
             }
             OpenFile::Container(_) => self.container_ioctl(file, number, argument).map(Answer::value),
             OpenFile::Group(group) => self.group_ioctl(*group, number, argument, &named),
+            OpenFile::FormerGroup => Err(legacy_group::former(number)),
             OpenFile::Cdev { function, is_bound: false, .. } => {
                 let function = *function;
                 // Before it is bound, a device knows nothing else, not even that something is unknown.

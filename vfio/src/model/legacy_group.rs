@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use crate::model::argument::Argument;
 use crate::model::kernel::{Answer, ContextId, FileId, Kernel, Named, OpenFile};
-use crate::model::pci_function::{Owner, Usage};
+use crate::model::pci_function::{Owner, PciFunction, Usage};
 use crate::pci_address::PciAddress;
 
 /// Requests of `<linux/vfio.h>` that are for groups and containers. They are not among [`crate::ioctl::ALL`], so that no
@@ -60,6 +60,15 @@ impl Group {
     }
 }
 
+/// What a group that is none any more answers.
+pub(super) const fn former(number: u32) -> Errno {
+    match number {
+        request::GET_STATUS | request::SET_CONTAINER | request::GET_DEVICE_FD => Errno::NODEV,
+        request::UNSET_CONTAINER => Errno::INVAL,
+        _ => Errno::NOTTY,
+    }
+}
+
 impl Kernel {
     pub(super) fn is_group_open(&self, group: u32) -> bool {
         self.groups.contains_key(&group)
@@ -99,6 +108,20 @@ impl Kernel {
 
     fn has_open_device(&self, group: u32) -> bool {
         self.functions.values().any(|function| function.is_open() && function.iommu_group() == Some(group))
+    }
+
+    /// A function has lost its VFIO driver. With the last one of them a group loses its meaning, open or not.
+    pub(super) fn forget_unused_group(&mut self, group: u32) {
+        let is_member = |function: &PciFunction| function.iommu_group() == Some(group);
+        if self.functions.values().any(|function| is_member(function) && function.cdev.is_some()) {
+            return;
+        }
+        self.groups.remove(&group);
+        for file in self.files.values_mut() {
+            if matches!(file, OpenFile::Group(open) if *open == group) {
+                *file = OpenFile::FormerGroup;
+            }
+        }
     }
 
     pub(super) fn container_ioctl(
@@ -257,5 +280,27 @@ impl Kernel {
         if let Some(group) = group {
             self.drop_closed_group(group);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::model::direct::Direct;
+
+    const ALONE: &str = r#"
+        [[function]]
+        address = "0000:00:05.0"
+        part = "edu"
+        group = 1
+        driver = "vfio-pci"
+    "#;
+
+    #[test]
+    fn a_group_that_lost_its_last_driver_hinders_nobody() {
+        let mut direct = Direct::new(ALONE);
+        direct.group("0000:00:05.0").unwrap();
+        direct.bind_driver("0000:00:05.0", "vfio-pci");
+        let context = direct.iommufd();
+        assert!(direct.bind("0000:00:05.0", context).is_ok());
     }
 }
