@@ -3,6 +3,10 @@
 //! QEMU's `edu` device (docs/specs/edu.rst): a DMA engine with a buffer of a page, and an interrupt that can be raised. QEMU
 //! does not reset its registers when its bus is reset; what a reset does to a device's registers shows on igb.
 
+use std::fmt;
+
+use vfio::{Device, RegionIndex};
+
 use crate::pci_function::PciFunction;
 use crate::server_process::wait_until;
 
@@ -22,31 +26,64 @@ const TO_MEMORY: u64 = 2;
 /// The engine's buffer in the device's own address space; a transfer of its whole 4096 bytes stops some QEMU versions.
 const BUFFER: u64 = 0x4_0000;
 
-/// A served edu device whose memory decoding is on.
+/// Who reads and writes the device's registers.
+pub trait Registers: fmt::Debug {
+    /// Reads 4 bytes of a region.
+    fn read_register(&mut self, region: u32, offset: u64) -> u32;
+
+    /// Writes as many bytes as there are.
+    fn write_register(&mut self, region: u32, offset: u64, data: &[u8]);
+}
+
+/// A server.
+impl Registers for &mut PciFunction {
+    fn read_register(&mut self, region: u32, offset: u64) -> u32 {
+        self.read(region, offset)
+    }
+
+    fn write_register(&mut self, region: u32, offset: u64, data: &[u8]) {
+        self.client.region_write(region, offset, data).expect("the register can be written");
+    }
+}
+
+/// The kernel.
+impl Registers for &Device {
+    fn read_register(&mut self, region: u32, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        self.read_region(RegionIndex(region), offset, &mut data).expect("the register can be read");
+        u32::from_le_bytes(data)
+    }
+
+    fn write_register(&mut self, region: u32, offset: u64, data: &[u8]) {
+        self.write_region(RegionIndex(region), offset, data).expect("the register can be written");
+    }
+}
+
+/// An edu device whose memory decoding is on.
 #[derive(Debug)]
 pub struct Edu<'a> {
-    function: &'a mut PciFunction,
+    registers: Box<dyn Registers + 'a>,
 }
 
 impl<'a> Edu<'a> {
-    /// The device behind `function`.
-    pub fn new(function: &'a mut PciFunction) -> Self {
-        Self { function }
+    /// The device behind `registers`.
+    pub fn new(registers: impl Registers + 'a) -> Self {
+        Self { registers: Box::new(registers) }
     }
 
     /// Version and magic number.
     pub fn identification(&mut self) -> u32 {
-        self.function.read(BAR, register::IDENTIFICATION)
+        self.registers.read_register(BAR, register::IDENTIFICATION)
     }
 
     /// Raises the device's interrupt.
     pub fn raise_interrupt(&mut self) {
-        self.function.write(BAR, register::INTERRUPT_RAISE, 1);
+        self.registers.write_register(BAR, register::INTERRUPT_RAISE, &1_u32.to_le_bytes());
     }
 
     /// Takes the interrupt back.
     pub fn acknowledge_interrupt(&mut self) {
-        self.function.write(BAR, register::INTERRUPT_ACKNOWLEDGE, 1);
+        self.registers.write_register(BAR, register::INTERRUPT_ACKNOWLEDGE, &1_u32.to_le_bytes());
     }
 
     /// Has the device copy memory by way of its buffer. Whether it arrives is for the caller to see.
@@ -60,14 +97,12 @@ impl<'a> Edu<'a> {
         self.write_wide(register::DMA_DESTINATION, destination);
         self.write_wide(register::DMA_COUNT, length);
         self.write_wide(register::DMA_COMMAND, START | direction);
-        let done = wait_until(|| u64::from(self.function.read(BAR, register::DMA_COMMAND)) & START == 0);
+        let done =
+            wait_until(|| u64::from(self.registers.read_register(BAR, register::DMA_COMMAND)) & START == 0);
         assert!(done, "the DMA engine does not come to an end");
     }
 
     fn write_wide(&mut self, offset: u64, value: u64) {
-        self.function
-            .client
-            .region_write(BAR, offset, &value.to_le_bytes())
-            .expect("the register can be written");
+        self.registers.write_register(BAR, offset, &value.to_le_bytes());
     }
 }
