@@ -41,13 +41,17 @@ impl ModelledMachine {
 
     /// Starts the machine of a topology with the kernel that `TESTVM_KERNEL` names.
     pub fn of_lane(topology: &str) -> Self {
-        let mut topology = load(topology);
-        topology.kernel = match std::env::var("TESTVM_KERNEL").as_deref() {
-            Ok("6.12") => KernelVersion::Linux6_12,
-            Ok("7.3") | Err(_) => KernelVersion::Linux7_3,
-            Ok(other) => panic!("the kernel {other} is not modelled"),
+        Self::of_kernel(topology, &std::env::var("TESTVM_KERNEL").expect("a kernel"))
+    }
+
+    /// Starts the machine of a topology with a kernel of this version.
+    pub fn of_kernel(topology: &str, kernel: &str) -> Self {
+        let kernel = match kernel {
+            "6.12" => KernelVersion::Linux6_12,
+            "7.3" => KernelVersion::Linux7_3,
+            other => panic!("the kernel {other} is not modelled"),
         };
-        Self::of(topology, Settings::default())
+        Self::of(Topology { kernel, ..load(topology) }, Settings::default())
     }
 
     /// Starts a machine of the test's own.

@@ -37,6 +37,9 @@ enum Argument<'a> {
 
 /// Issues a request on a group, a container or a device.
 fn raw(file: impl AsFd, number: u32, argument: Argument<'_>) -> Result<u32, Errno> {
+    if vfio::model::is_open_file(file.as_fd()) {
+        return modelled(file.as_fd(), number, argument, &[]).map(|(value, _)| value);
+    }
     // The type of ioctl's second parameter is not the same in every C library; all numbers fit.
     #[allow(clippy::cast_lossless, clippy::cast_possible_wrap)]
     let number = number as libc::Ioctl;
@@ -50,6 +53,30 @@ fn raw(file: impl AsFd, number: u32, argument: Argument<'_>) -> Result<u32, Errn
     };
     u32::try_from(result)
         .map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).expect("a failed ioctl has an errno"))
+}
+
+/// The same on a file of the model, which is sent the descriptors that the argument names.
+fn modelled(
+    file: BorrowedFd<'_>,
+    number: u32,
+    argument: Argument<'_>,
+    named: &[BorrowedFd<'_>],
+) -> Result<(u32, Option<OwnedFd>), Errno> {
+    match argument {
+        Argument::Bytes(bytes) => vfio::model::ioctl(file, number, bytes, named),
+        Argument::Value(value) => {
+            let value = u32::try_from(value).expect("a small value");
+            vfio::model::ioctl(file, number, &mut value.to_ne_bytes(), named)
+        }
+    }
+}
+
+/// Issues a request whose argument names descriptors.
+fn raw_with(file: impl AsFd, number: u32, bytes: &mut [u8], named: &[BorrowedFd<'_>]) -> Result<u32, Errno> {
+    if vfio::model::is_open_file(file.as_fd()) {
+        return modelled(file.as_fd(), number, Argument::Bytes(bytes), named).map(|(value, _)| value);
+    }
+    raw(file, number, Argument::Bytes(bytes))
 }
 
 /// What a group says of itself.
@@ -87,7 +114,7 @@ impl LegacyGroup {
     /// Puts the group into a container, or what stands for one.
     pub fn set_container(&self, container: impl AsFd) -> Result<(), Errno> {
         let mut argument = container.as_fd().as_raw_fd().to_ne_bytes();
-        raw(&self.file, request::GROUP_SET_CONTAINER, Argument::Bytes(&mut argument)).map(drop)
+        raw_with(&self.file, request::GROUP_SET_CONTAINER, &mut argument, &[container.as_fd()]).map(drop)
     }
 
     /// Takes the group out of its container.
@@ -99,6 +126,11 @@ impl LegacyGroup {
     pub fn device(&self, name: &str) -> Result<LegacyDevice, Errno> {
         let mut name = name.as_bytes().to_vec();
         name.push(0);
+        if vfio::model::is_open_file(self.file.as_fd()) {
+            let argument = Argument::Bytes(&mut name);
+            let (_, fd) = modelled(self.file.as_fd(), request::GROUP_GET_DEVICE_FD, argument, &[])?;
+            return Ok(LegacyDevice { fd: fd.expect("the model gives a descriptor") });
+        }
         let number = raw(&self.file, request::GROUP_GET_DEVICE_FD, Argument::Bytes(&mut name))?;
         let number = i32::try_from(number).expect("a descriptor's number");
         // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
@@ -197,7 +229,7 @@ impl LegacyDevice {
         let count = u32::try_from(groups.len()).expect("few groups");
         let mut argument = words(&[12 + 4 * count, 0, count]);
         argument.extend(groups.iter().flat_map(|group| group.as_raw_fd().to_ne_bytes()));
-        raw(&self.fd, ioctl::DEVICE_PCI_HOT_RESET.number, Argument::Bytes(&mut argument)).map(drop)
+        raw_with(&self.fd, ioctl::DEVICE_PCI_HOT_RESET.number, &mut argument, groups).map(drop)
     }
 
     /// `VFIO_DEVICE_RESET`.
@@ -209,7 +241,8 @@ impl LegacyDevice {
     pub fn bind(&self, iommufd: impl AsFd) -> Result<(), Errno> {
         let mut argument = words(&[16, 0, 0, 0]);
         argument[8..12].copy_from_slice(&iommufd.as_fd().as_raw_fd().to_ne_bytes());
-        raw(&self.fd, ioctl::DEVICE_BIND_IOMMUFD.number, Argument::Bytes(&mut argument)).map(drop)
+        let named = [iommufd.as_fd()];
+        raw_with(&self.fd, ioctl::DEVICE_BIND_IOMMUFD.number, &mut argument, &named).map(drop)
     }
 
     /// Attaches the device to an IOAS as if it were a cdev.

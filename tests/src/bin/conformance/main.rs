@@ -4,7 +4,7 @@
 //! the public interface of crate `vfio`. The same checks run on a real kernel, in the test VM, and on the model kernel; each
 //! writes what it saw to a transcript on stdout, and the transcripts must be equal.
 //!
-//! `conformance [--topology NAME] [--kernel LANE] [--root FOLDER] [--list] [FILTER…]`; topology and lane are otherwise those
+//! `conformance [--topology NAME] [--kernel LANE] [--root FOLDER | --modelled] [--list] [FILTER…]`; topology and lane are otherwise those
 //! that the test VM puts into the environment.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
@@ -39,7 +39,7 @@ mod topology;
 use std::io;
 use std::process::ExitCode;
 
-use vhost_device_vfio_tests::host::Host;
+use vhost_device_vfio_tests::host::{Host, ModelledMachine};
 
 use check::Check;
 use scene::{Kernel, Scene};
@@ -71,6 +71,8 @@ struct Arguments {
     topology: String,
     kernel: String,
     host: Host,
+    /// Whether a machine is to be modelled for the checks.
+    is_modelled: bool,
     lists: bool,
     filters: Vec<String>,
 }
@@ -82,6 +84,7 @@ impl Arguments {
             topology: variable("TESTVM_TOPOLOGY"),
             kernel: variable("TESTVM_KERNEL"),
             host: Host::this(),
+            is_modelled: false,
             lists: false,
             filters: Vec::new(),
         };
@@ -92,6 +95,7 @@ impl Arguments {
                 "--topology" => parsed.topology = value(),
                 "--kernel" => parsed.kernel = value(),
                 "--root" => parsed.host = Host::at(value()),
+                "--modelled" => parsed.is_modelled = true,
                 "--list" => parsed.lists = true,
                 _ => parsed.filters.push(argument),
             }
@@ -123,10 +127,12 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
+    let modelled = arguments.is_modelled.then(|| ModelledMachine::of_kernel(machine.name, &arguments.kernel));
+    let host = modelled.as_ref().map_or_else(|| arguments.host.clone(), ModelledMachine::host);
     println!("{} {kernel:?}", machine.name);
     // What failed is told where the transcript is not.
     std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
-    let scene = |check| Scene::new(&arguments.host, machine, kernel, check, io::stdout());
+    let scene = |check| Scene::new(&host, machine, kernel, check, io::stdout());
     let failed = chosen.iter().filter(|check| !check.passes(&scene(check.name()))).count();
     let outcome = if failed == 0 { "ok" } else { "FAILED" };
     let passed = chosen.len() - failed;
