@@ -87,8 +87,7 @@ fn a_reset_of_a_minute_delays_nobody_else() {
     let faults = vec![fault("call = 'VFIO_DEVICE_PCI_HOT_RESET'\ndelay = 60000")];
     let settings = Settings { faults, virtual_time: true, ..Settings::default() };
     let machine = ModelledMachine::start_with("edu-pair", settings);
-    let mut vmm = with_pair(&machine);
-    let Vmm { server, mut control, iommufd, .. } = vmm;
+    let Vmm { server, mut control, iommufd, .. } = with_pair(&machine);
     let reset = std::thread::spawn(move || {
         let report = control.reset(Cookie(1), Some(ResetMethod::Hot), Some(Duration::from_mins(5)));
         report.map(|report| report.outcome)

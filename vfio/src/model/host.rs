@@ -98,7 +98,7 @@ impl Kernel {
 
     fn lowest_free_cdev(&self) -> u32 {
         let is_free = |minor: &u32| self.functions.values().all(|function| function.cdev != Some(*minor));
-        (0..).find(is_free).unwrap_or(0)
+        (0..=u32::MAX).find(is_free).unwrap_or(0)
     }
 
     /// An administrator takes a function's driver away. A VFIO driver asks the user for the device; the function stays

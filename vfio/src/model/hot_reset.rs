@@ -37,19 +37,15 @@ impl Kernel {
             argument.set_word(8, count)?;
             return Err(Errno::NOSPC);
         }
-        let rows = match self.function(address)?.context().filter(|_| is_cdev) {
-            Some(context) => {
-                let rows: Vec<_> =
-                    scope.iter().map(|affected| self.row(address, *affected, context)).collect();
-                let owned = if self.rules.is_available(rows.iter().copied()) { FLAG_OWNED } else { 0 };
-                argument.set_word(4, FLAG_DEV_ID | owned)?;
-                rows.into_iter().map(DevId::number).collect()
-            }
-            None => {
-                argument.set_word(4, 0)?;
-                let groups = scope.iter().map(|affected| self.iommu_group_of(*affected));
-                groups.collect::<Option<Vec<_>>>().ok_or(Errno::PERM)?
-            }
+        let rows = if let Some(context) = self.function(address)?.context().filter(|_| is_cdev) {
+            let rows: Vec<_> = scope.iter().map(|affected| self.row(address, *affected, context)).collect();
+            let owned = if self.rules.is_available(rows.iter().copied()) { FLAG_OWNED } else { 0 };
+            argument.set_word(4, FLAG_DEV_ID | owned)?;
+            rows.into_iter().map(DevId::number).collect()
+        } else {
+            argument.set_word(4, 0)?;
+            let groups = scope.iter().map(|affected| self.iommu_group_of(*affected));
+            groups.collect::<Option<Vec<_>>>().ok_or(Errno::PERM)?
         };
         for (place, (affected, first)) in scope.into_iter().zip(rows).enumerate() {
             let row = HEADER + ROW * place;

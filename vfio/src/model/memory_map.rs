@@ -40,6 +40,7 @@ impl MemoryMap {
     }
 
     /// Whether a mapping touches the range; `length` is at least 1.
+    #[cfg(test)]
     pub(crate) fn overlaps(&self, start: Iova, length: u64) -> bool {
         let last = Iova(start.0.saturating_add(length - 1));
         self.find(start).is_some() || self.0.range(start..=last).next().is_some()

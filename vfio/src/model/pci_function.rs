@@ -10,7 +10,7 @@ use crate::ioctl;
 use crate::model::argument::Argument;
 use crate::model::function::Function;
 use crate::model::kernel::{ContextId, FileId, Kernel, Named, OpenFile};
-use crate::model::topology::{DeviceSet, Driver, Endpoint};
+use crate::model::topology::{DeviceSet, Driver, Endpoint, KernelVersion};
 use crate::pci_address::PciAddress;
 
 /// A function of the modelled machine.
@@ -101,7 +101,7 @@ impl Kernel {
         if size < MINIMUM || flags & !FLAG_TOKEN != 0 {
             return Err(Errno::INVAL);
         }
-        // The token tells apart who may use virtual functions, of which the model has none that are guarded.
+        // A token can be given to what SR-IOV is about only; nobody of ours gives one.
         if flags != 0 {
             return Err(Errno::INVAL);
         }
@@ -115,6 +115,9 @@ impl Kernel {
         if self.files.get(&file).is_some_and(|file| matches!(file, OpenFile::Cdev { is_bound: true, .. })) {
             return Err(Errno::INVAL);
         }
+        if self.needs_token(address) {
+            return Err(Errno::ACCESS);
+        }
         let context = self.named_context(named)?;
         if self.function(address)?.is_open() {
             return Err(Errno::INVAL);
@@ -125,6 +128,18 @@ impl Kernel {
         }
         argument.set_word(12, id)?;
         Ok(0)
+    }
+
+    /// Whether whoever binds a function must know the secret of who uses its physical function, or its virtual ones.
+    fn needs_token(&self, address: PciAddress) -> bool {
+        let is_on_vfio = |function: &PciFunction| matches!(function.driver, Driver::Vfio(_));
+        let physical = self.functions.get(&address).and_then(|function| function.endpoint.physical_function);
+        let is_guarded = physical.and_then(|physical| self.functions.get(&physical)).is_some_and(is_on_vfio);
+        let is_virtual_in_use = |function: &PciFunction| {
+            function.endpoint.physical_function == Some(address) && function.is_open()
+        };
+        self.version() == KernelVersion::Linux7_3
+            && (is_guarded || self.functions.values().any(is_virtual_in_use))
     }
 
     /// The iommufd that a call names.
@@ -339,4 +354,44 @@ fn eventfds(number: u32, argument: &Argument<'_>, named: Vec<Named>) -> Result<V
             _ => named.next().ok_or(Errno::BADF)?.into_eventfd().map(Some),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::direct::Direct;
+
+    const VIRTUAL: &str = r#"
+        [[bridge]]
+        address = "0000:00:04.0"
+        kind = "root-port"
+        bus = 1
+        [[function]]
+        address = "0000:01:00.0"
+        part = "igb"
+        group = 5
+        driver = "vfio-pci"
+        [[function]]
+        address = "0000:01:10.0"
+        part = "igb"
+        group = 6
+        driver = "vfio-pci"
+        virtual-function-of = "0000:01:00.0"
+    "#;
+
+    #[test]
+    fn a_virtual_function_needs_the_token_of_its_physical_one_on_vfio() {
+        let mut direct = Direct::new(VIRTUAL);
+        let context = direct.iommufd();
+        assert_eq!(direct.bind("0000:01:10.0", context).err(), Some(Errno::ACCESS));
+        direct.bind_driver("0000:01:00.0", "igb");
+        assert!(direct.bind("0000:01:10.0", context).is_ok());
+    }
+
+    #[test]
+    fn before_7_3_nobody_asks_for_a_token() {
+        let mut direct = Direct::new(&format!("kernel = '6.12'\n{VIRTUAL}"));
+        let context = direct.iommufd();
+        assert!(direct.bind("0000:01:10.0", context).is_ok());
+    }
 }

@@ -145,7 +145,8 @@ impl Context {
     }
 
     /// Every id in use.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {
+    #[cfg(test)]
+    pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
         self.objects.keys().copied()
     }
 
