@@ -5,13 +5,25 @@
 mod bar_access;
 mod bars;
 mod capability;
+mod config_access;
 mod edu;
 mod eventfd;
+#[cfg(test)]
+mod fixture;
 mod interrupts;
 mod io_eventfd;
 mod part;
+mod power;
+#[cfg(test)]
+mod property;
+#[cfg(test)]
+mod recorded;
 mod registers;
 mod requests;
+#[cfg(test)]
+mod tests;
+mod virtio;
+mod virtio_window;
 mod virtual_config;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -20,13 +32,12 @@ use rustix::io::Errno;
 
 use crate::irq::IrqIndex;
 use crate::model::function::bars::Bars;
-use crate::model::function::capability::Capability;
 use crate::model::function::eventfd::Eventfd;
 use crate::model::function::interrupts::Interrupts;
 use crate::model::function::io_eventfd::IoEventfds;
 use crate::model::function::part::Layout;
-use crate::model::function::registers::{Registers, capability_id, header};
-use crate::model::function::virtual_config::{Effect, VirtualConfig};
+use crate::model::function::registers::{Registers, header};
+use crate::model::function::virtual_config::VirtualConfig;
 use crate::model::memory_map::MemoryMap;
 use crate::model::topology::{FunctionReset, KernelVersion, Part};
 
@@ -36,7 +47,7 @@ pub(crate) use crate::model::function::part::Role;
 const REGION_SHIFT: u32 = 40;
 const ROM_REGION: usize = 6;
 const CONFIG_REGION: usize = 7;
-const REGIONS: usize = 9;
+const VGA_REGION: usize = 8;
 /// The file ends where offsets would be negative.
 const LAST_POSITION: u64 = i64::MAX.cast_unsigned();
 
@@ -151,6 +162,7 @@ impl Function {
         self.resume();
         self.interrupts.close(&mut self.registers);
         self.registers.restore(&user.pristine);
+        self.stop_unless_bus_master();
         self.suspend();
     }
 
@@ -161,60 +173,10 @@ impl Function {
         self.interrupts.reset(&mut self.registers);
         // QEMU's functions keep their registers when they come back from sleep.
         if by == Reset::Bus || self.reset != FunctionReset::PowerManagement {
-            self.bars.reset(by);
+            self.bars.reset();
         }
         if !was_open {
             self.suspend();
-        }
-    }
-
-    /// The kernel puts a function to sleep that nobody uses.
-    fn suspend(&mut self) {
-        self.write_power_state(Capability::POWER_STATE);
-    }
-
-    fn resume(&mut self) {
-        self.write_power_state(0);
-    }
-
-    fn write_power_state(&mut self, state: u16) {
-        if let Some(start) = self.registers.capability(capability_id::POWER_MANAGEMENT) {
-            let control = start + Capability::POWER_CONTROL;
-            let value = self.registers.half(control) & !Capability::POWER_STATE;
-            self.registers.write(control, &(value | state).to_le_bytes());
-        }
-    }
-
-    /// What the kernel does to change the power state. Only D0 and D3 exist in these parts.
-    fn set_power_state(&mut self, state: u16) {
-        let was_asleep = self.registers.is_asleep();
-        let forgets = self.registers.capability(capability_id::POWER_MANAGEMENT).is_some_and(|start| {
-            self.registers.half(start + Capability::POWER_CONTROL) & Capability::NO_SOFT_RESET == 0
-        });
-        let awake = self.registers.clone();
-        match state {
-            0 | Capability::POWER_STATE => self.write_power_state(state),
-            _ => return,
-        }
-        let Some(user) = &mut self.user else { return };
-        match (was_asleep, self.registers.is_asleep()) {
-            (false, true) if forgets => user.asleep = Some(awake),
-            (true, false) => {
-                if let Some(saved) = user.asleep.take() {
-                    self.registers.restore(&saved);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Any access resumes a function that was suspended at the user's wish.
-    fn wake(&mut self) {
-        if let Some(user) = &mut self.user
-            && let Some(LowPower { wakeup: Some(wakeup) }) = &user.low_power
-        {
-            wakeup.signal();
-            user.low_power = None;
         }
     }
 
@@ -224,16 +186,16 @@ impl Function {
     ///
     /// `EINVAL` nothing is there; `EFAULT` beyond the config space; `EIO` the function does not decode.
     pub(crate) fn read(&mut self, position: u64, data: &mut [u8]) -> Result<usize, Errno> {
-        let (region, offset) = locate(position, data.len())?;
+        let (place, offset) = locate(position, data.len())?;
         if data.is_empty() {
             return Ok(0);
         }
         self.wake();
-        match region {
-            CONFIG_REGION => self.read_config(offset, data),
-            ROM_REGION => self.read_rom(offset, data),
-            ..ROM_REGION => self.read_bar(region, offset, data),
-            _ => Err(Errno::INVAL),
+        match place {
+            Place::Bar(bar) => self.read_bar(bar, offset, data),
+            Place::Rom => self.read_rom(offset, data),
+            Place::Config => self.read_config(offset, data),
+            Place::Nowhere => Err(Errno::INVAL),
         }
     }
 
@@ -249,99 +211,16 @@ impl Function {
         data: &[u8],
         memory: Option<&MemoryMap>,
     ) -> Result<usize, Errno> {
-        let (region, offset) = locate(position, data.len())?;
+        let (place, offset) = locate(position, data.len())?;
         if data.is_empty() {
             return Ok(0);
         }
         self.wake();
-        match region {
-            CONFIG_REGION => self.write_config(offset, data, memory),
-            ..ROM_REGION => self.write_bar(region, offset, data, memory),
-            _ => Err(Errno::INVAL),
+        match place {
+            Place::Bar(bar) => self.write_bar(bar, offset, data, memory),
+            Place::Config => self.write_config(offset, data, memory),
+            Place::Rom | Place::Nowhere => Err(Errno::INVAL),
         }
-    }
-
-    fn read_config(&mut self, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
-        let start = self.config_offset(offset, data.len())?;
-        let user = self.user.as_ref().ok_or(Errno::INVAL)?;
-        let mut done = 0;
-        while let Some(rest) = data.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            let length = user.config.chunk(start + done, rest.len());
-            let chunk = rest.get_mut(..length).unwrap_or_default();
-            user.config.read(&self.registers, start + done, chunk);
-            done += length;
-        }
-        Ok(done)
-    }
-
-    fn write_config(&mut self, offset: u64, data: &[u8], memory: Option<&MemoryMap>) -> Result<usize, Errno> {
-        let start = self.config_offset(offset, data.len())?;
-        let mut done = 0;
-        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-            let user = self.user.as_mut().ok_or(Errno::INVAL)?;
-            let length = user.config.chunk(start + done, rest.len());
-            let chunk = rest.get(..length).unwrap_or_default();
-            let effect = user.config.write(&mut self.registers, start + done, chunk);
-            self.take_effect(effect, memory);
-            done += length;
-        }
-        Ok(done)
-    }
-
-    /// Where a config access begins, if it ends inside; an access that does not is refused before anything is done.
-    fn config_offset(&self, offset: u64, length: usize) -> Result<usize, Errno> {
-        let start = usize::try_from(offset).map_err(|_| Errno::FAULT)?;
-        start
-            .checked_add(length)
-            .filter(|end| *end <= self.registers.length())
-            .map(|_| start)
-            .ok_or(Errno::FAULT)
-    }
-
-    fn take_effect(&mut self, effect: Effect, memory: Option<&MemoryMap>) {
-        let Some(user) = &mut self.user else { return };
-        match effect {
-            Effect::None => {}
-            Effect::Command => {
-                let is_disabled = user.config.command() & header::COMMAND_INTX_DISABLE != 0;
-                self.interrupts.disable_line(&mut self.registers, is_disabled);
-            }
-            Effect::Power(state) => self.set_power_state(state),
-            Effect::FunctionLevelReset => {
-                // This way of resetting wakes the function without giving it back what it lost.
-                user.asleep = None;
-                self.reset(Reset::Function);
-            }
-            Effect::MessageControl(start) => {
-                user.config.follow_message_control(&mut self.registers, start, self.interrupts.is_msi_on());
-                if self.is_on(capability_id::MSI, Capability::MSI_ENABLE) {
-                    self.interrupts.set_line(&mut self.registers, false);
-                }
-            }
-            Effect::Vendor(_) => {}
-        }
-    }
-
-    /// Whether BARs in memory space answer: the user says so, whatever the hardware would do.
-    fn is_memory_decoded(&self) -> bool {
-        let command = self.user.as_ref().map_or(0, |user| user.config.command());
-        let is_enabled = self.role == Role::Virtual || command & header::COMMAND_MEMORY != 0;
-        is_enabled && !self.registers.is_asleep()
-    }
-
-    fn is_virtual(&self) -> bool {
-        self.role == Role::Virtual
-    }
-
-    /// Whether the hardware may access memory, and send messages.
-    fn is_bus_master(&self) -> bool {
-        self.registers.half(header::COMMAND) & header::COMMAND_BUS_MASTER != 0 && !self.registers.is_asleep()
-    }
-
-    /// Whether a kind of messages is on in the hardware.
-    fn is_on(&self, id: u8, enable: u16) -> bool {
-        let control = self.registers.capability(id).map(|start| start + Capability::MESSAGE_CONTROL);
-        control.is_some_and(|control| self.registers.half(control) & enable != 0)
     }
 
     /// A file and the offset in it that stand for a range of a BAR. What is written there is not seen by a device that does
@@ -351,9 +230,9 @@ impl Function {
     ///
     /// `EINVAL` where the range cannot be mapped.
     pub(crate) fn map(&self, position: u64, length: u64) -> Result<(BorrowedFd<'_>, u64), Errno> {
-        let (region, offset) = locate(position, 0)?;
-        let bar = self.layout.bar(region).ok_or(Errno::INVAL)?;
-        self.bars.map(bar, offset, length)
+        let (place, offset) = locate(position, 0)?;
+        let Place::Bar(bar) = place else { return Err(Errno::INVAL) };
+        self.bars.map(self.layout.bar(bar).ok_or(Errno::INVAL)?, offset, length)
     }
 
     /// Fires the error or the request interrupt. Whether anybody hears it.
@@ -378,12 +257,30 @@ impl Function {
     }
 }
 
-/// The region and the offset in it that a position means.
-fn locate(position: u64, length: usize) -> Result<(usize, u64), Errno> {
-    let region = usize::try_from(position >> REGION_SHIFT).map_err(|_| Errno::INVAL)?;
+/// What a position in a device's file leads to.
+enum Place {
+    Bar(usize),
+    Rom,
+    Config,
+    /// Legacy VGA, which no part has, or what lies beyond.
+    Nowhere,
+}
+
+/// The place that a position is in, and where in it.
+///
+/// # Errors
+///
+/// `EINVAL` the access would leave the file.
+fn locate(position: u64, length: usize) -> Result<(Place, u64), Errno> {
     let end = position.checked_add(length as u64).ok_or(Errno::INVAL)?;
-    if end > LAST_POSITION || (region >= REGIONS && length != 0) {
+    if end > LAST_POSITION {
         return Err(Errno::INVAL);
     }
-    Ok((region, position & ((1 << REGION_SHIFT) - 1)))
+    let place = match usize::try_from(position >> REGION_SHIFT).map_err(|_| Errno::INVAL)? {
+        bar @ 0..ROM_REGION => Place::Bar(bar),
+        ROM_REGION => Place::Rom,
+        CONFIG_REGION => Place::Config,
+        _ => Place::Nowhere,
+    };
+    Ok((place, position & ((1 << REGION_SHIFT) - 1)))
 }

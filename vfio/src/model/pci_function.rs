@@ -342,16 +342,14 @@ fn eventfds(number: u32, argument: &Argument<'_>, named: Vec<Named>) -> Result<V
         // Others name one at most.
         return named.into_iter().map(|named| named.into_eventfd().map(Some)).collect();
     }
-    let count = usize::try_from(argument.word(16)?).map_err(|_| Errno::INVAL)?;
-    if argument.len() < DATA + 4 * count {
-        return Err(Errno::INVAL);
-    }
+    let room = argument.len().saturating_sub(DATA) / 4;
+    let count = usize::try_from(argument.word(16)?).unwrap_or(usize::MAX).min(room);
     let mut named = named.into_iter();
     (0..count)
         .map(|vector| match argument.word(DATA + 4 * vector)?.cast_signed() {
-            -1 => Ok(None),
-            number if number < 0 => Err(Errno::BADF),
-            _ => named.next().ok_or(Errno::BADF)?.into_eventfd().map(Some),
+            ..0 => Ok(None),
+            // What is named but did not come is not open.
+            0.. => named.next().map(Named::into_eventfd).transpose(),
         })
         .collect()
 }

@@ -80,8 +80,9 @@ impl Function {
     pub(super) fn read_rom(&self, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
         const SIGNATURE: [u8; 2] = [0x55, 0xaa];
         let rom = self.layout.rom.filter(|rom| offset < rom.size.into()).ok_or(Errno::INVAL)?;
+        // The kernel looks for the signature first, and does not find it.
         if !self.is_memory_decoded() {
-            return Err(Errno::IO);
+            return Err(Errno::NOMEM);
         }
         let length = usize::try_from(u64::from(rom.size) - offset).unwrap_or(usize::MAX).min(data.len());
         for (byte, offset) in data.iter_mut().take(length).zip(offset..) {

@@ -9,13 +9,15 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 
-use crate::model::function::Reset;
 use crate::model::function::edu::{Edu, Interrupt};
 use crate::model::function::part::{Bar, BarKind, Layout};
+use crate::model::function::virtio::Virtio;
 use crate::model::memory_map::MemoryMap;
 use crate::model::topology::Part;
 
 const PAGE: u64 = 0x1000;
+/// Where the structures of a virtio device are.
+pub(crate) const VIRTIO_BAR: usize = 4;
 
 /// What a device says about its interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,7 @@ pub(crate) enum Signal {
 #[derive(Debug)]
 enum Device {
     Edu(Edu),
+    Virtio(Box<Virtio>),
     /// Registers that remember what was written, and do nothing: enough to see what a reset does to them. The real ones of
     /// these parts drive a network or a disk.
     Plain(Part),
@@ -61,9 +64,9 @@ impl Bars {
         let file = memfd_create("bars", MemfdFlags::CLOEXEC)?;
         let device = match part {
             Part::Edu => Device::Edu(Edu::new()),
-            Part::Igb | Part::E1000e | Part::I82559er | Part::Nvme | Part::VirtioBlock | Part::VirtioNet => {
-                Device::Plain(part)
-            }
+            Part::VirtioBlock => Device::Virtio(Box::new(Virtio::block()?)),
+            Part::VirtioNet => Device::Virtio(Box::new(Virtio::net())),
+            Part::Igb | Part::E1000e | Part::I82559er | Part::Nvme => Device::Plain(part),
         };
         let mut bars = Self { device, file: file.into(), starts, length };
         bars.clear();
@@ -80,7 +83,7 @@ impl Bars {
                 &[(0x00, 0x0014_0241), (0x08, 0x0008_0283), (0x10, 0x300), (0x14, 2), (0x38, 0x8100)]
             }
             Device::Plain(Part::Nvme) => &[(0x00, 0x0f01_07ff), (0x04, 0x0040_0820), (0x08, 0x0001_0400)],
-            Device::Plain(_) => &[],
+            Device::Plain(_) | Device::Virtio(_) => &[],
             // For those who map it, to see what it is.
             Device::Edu(_) => &[(0x00, 0x0100_00ed)],
         };
@@ -96,13 +99,18 @@ impl Bars {
     }
 
     /// A read of 1, 2, 4 or 8 bytes at a multiple of as many.
-    pub(crate) fn read(&mut self, bar: Bar, offset: u64, data: &mut [u8], _signals: &mut Vec<Signal>) {
+    pub(crate) fn read(&mut self, bar: Bar, offset: u64, data: &mut [u8], signals: &mut Vec<Signal>) {
         match &mut self.device {
             Device::Edu(edu) => {
                 let value = edu.read(offset, data.len()).to_le_bytes();
                 data.iter_mut().zip(value).for_each(|(byte, value)| *byte = value);
             }
-            Device::Plain(_) => {
+            Device::Virtio(virtio) if bar.index == VIRTIO_BAR => {
+                for (offset, data) in (offset..).step_by(4).zip(data.chunks_mut(4)) {
+                    virtio.read(offset, data, signals);
+                }
+            }
+            Device::Plain(_) | Device::Virtio(_) => {
                 if self.file.read_exact_at(data, self.start(bar.index) + offset).is_err() {
                     data.fill(0xff);
                 }
@@ -128,7 +136,11 @@ impl Bars {
                     Interrupt::Lowered => vec![Signal::Lower],
                 }
             }
-            Device::Plain(_) => {
+            Device::Virtio(virtio) if bar.index == VIRTIO_BAR => {
+                let parts = (offset..).step_by(4).zip(data.chunks(4));
+                parts.flat_map(|(offset, data)| virtio.write(offset, data, memory)).collect()
+            }
+            Device::Plain(_) | Device::Virtio(_) => {
                 // As above.
                 let _ = self.file.write_all_at(data, self.start(bar.index) + offset);
                 vec![]
@@ -137,10 +149,18 @@ impl Bars {
     }
 
     /// The hardware was reset. Some of QEMU's devices do not care.
-    pub(crate) fn reset(&mut self, _by: Reset) {
-        match self.device {
+    pub(crate) fn reset(&mut self) {
+        match &mut self.device {
             Device::Plain(Part::Igb | Part::E1000e) => self.clear(),
+            Device::Virtio(virtio) => virtio.reset(),
             Device::Plain(_) | Device::Edu(_) => {}
+        }
+    }
+
+    /// The function is no bus master any more.
+    pub(crate) fn stop(&mut self) {
+        if let Device::Virtio(virtio) = &mut self.device {
+            virtio.stop();
         }
     }
 

@@ -66,6 +66,19 @@ pub(crate) enum VirtioStructure {
     Window,
 }
 
+impl VirtioStructure {
+    /// Its number in the capability.
+    pub(crate) const fn number(self) -> u8 {
+        match self {
+            Self::Common => 1,
+            Self::Notify => 2,
+            Self::Isr => 3,
+            Self::Device => 4,
+            Self::Window => 5,
+        }
+    }
+}
+
 impl Capability {
     /// Offset of control and status in the power management capability.
     pub(crate) const POWER_CONTROL: usize = 4;
@@ -78,6 +91,9 @@ impl Capability {
     /// The bit there that turns messages on.
     pub(crate) const MSI_ENABLE: u16 = 1 << 0;
     pub(crate) const MSIX_ENABLE: u16 = 1 << 15;
+    /// The bit that says that MSI can be masked, and where.
+    pub(crate) const MSI_MASKABLE: u16 = 1 << 8;
+    pub(crate) const MSI_MASK: usize = 16;
     /// Offsets in the PCI Express capability.
     pub(crate) const EXPRESS_DEVICE_CAPABILITIES: usize = 4;
     pub(crate) const EXPRESS_DEVICE_CONTROL: usize = 8;
@@ -121,12 +137,11 @@ impl Capability {
                     registers.allow(start + 0x28, &0x8000_u16.to_le_bytes());
                 }
             }
-            Self::AdvancedFeatures => {}
             Self::Virtio { kind: VirtioStructure::Window, .. } => {
                 registers.allow(start + 4, &[0xff]);
                 registers.allow(start + 8, &[0xff; 12]);
             }
-            Self::Virtio { .. } => {}
+            Self::AdvancedFeatures | Self::Virtio { .. } => {}
         }
     }
 
@@ -173,14 +188,12 @@ impl Capability {
 }
 
 fn virtio_body(kind: VirtioStructure, offset: u32) -> Vec<u8> {
-    let (number, bar, length, tail) = match kind {
-        VirtioStructure::Common => (1, 4, 0x1000, None),
-        VirtioStructure::Notify => (2, 4, 0x1000, Some(Capability::VIRTIO_DOORBELL)),
-        VirtioStructure::Isr => (3, 4, 0x1000, None),
-        VirtioStructure::Device => (4, 4, 0x1000, None),
-        VirtioStructure::Window => (5, 0, 0, Some(0)),
+    let (bar, length, tail) = match kind {
+        VirtioStructure::Common | VirtioStructure::Isr | VirtioStructure::Device => (4, 0x1000, None),
+        VirtioStructure::Notify => (4, 0x1000, Some(Capability::VIRTIO_DOORBELL)),
+        VirtioStructure::Window => (0, 0, Some(0)),
     };
-    let mut body = vec![if tail.is_some() { 0x14 } else { 0x10 }, number, bar, 0, 0, 0];
+    let mut body = vec![if tail.is_some() { 0x14 } else { 0x10 }, kind.number(), bar, 0, 0, 0];
     body.extend(u32::to_le_bytes(offset));
     body.extend(u32::to_le_bytes(length));
     body.extend(tail.map(u32::to_le_bytes).into_iter().flatten());

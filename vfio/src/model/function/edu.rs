@@ -100,7 +100,7 @@ impl Edu {
         value: u64,
         memory: Option<&MemoryMap>,
     ) -> Interrupt {
-        let [low, _] = split(value);
+        let low = low_half(value);
         match (offset, width) {
             (_, ..4) | (..register::WIDE, 8) => {}
             (register::LIVENESS, _) => self.liveness = !low,
@@ -119,11 +119,7 @@ impl Edu {
 
     fn compute(&mut self, number: u32) -> Interrupt {
         // From 34 on there are more than 31 factors of two in it, and in a loop over all numbers too much time.
-        self.factorial = if number > 33 {
-            0
-        } else {
-            (1..=number).fold(1, |product, factor| product.wrapping_mul(factor))
-        };
+        self.factorial = if number > 33 { 0 } else { (1..=number).fold(1, u32::wrapping_mul) };
         if self.status & INTERRUPT_AFTER_FACTORIAL == 0 {
             return Interrupt::Unchanged;
         }
@@ -199,7 +195,114 @@ fn to_page_end(address: u64, length: usize) -> usize {
     usize::try_from(PAGE - address % PAGE).map_or(length, |room| room.min(length))
 }
 
-fn split(value: u64) -> [u32; 2] {
-    let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
-    [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]
+/// The lower half, which is what a write of 4 bytes consists of.
+fn low_half(value: u64) -> u32 {
+    u32::try_from(value & u64::from(u32::MAX)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::function::fixture::{MEMORY, MEMORY_SIZE, Opened, open};
+    use crate::model::function::registers::header;
+    use crate::model::topology::Part;
+
+    /// Has the device move bytes, and wait for nothing.
+    fn transfer(edu: &mut Opened, source: u64, destination: u64, count: u64, command: u64) {
+        for (register, value) in [
+            (register::DMA_SOURCE, source),
+            (register::DMA_DESTINATION, destination),
+            (register::DMA_COUNT, count),
+            (register::DMA_COMMAND, DMA_START | command),
+        ] {
+            assert_eq!(edu.write(0, register, &value.to_le_bytes()), Ok(8));
+        }
+        assert_eq!(u64::from(edu.word(0, register::DMA_COMMAND)) & DMA_START, 0);
+    }
+
+    /// What is in the buffer, by way of guest memory.
+    fn buffer(edu: &mut Opened, length: usize) -> Vec<u8> {
+        transfer(edu, BUFFER, MEMORY + 0x8000, length as u64, DMA_TO_MEMORY);
+        edu.get(MEMORY + 0x8000, length)
+    }
+
+    #[test]
+    fn memory_is_copied_by_way_of_the_buffer() {
+        let mut edu = open(Part::Edu);
+        edu.put(MEMORY + 0xffe, b"across a page");
+        transfer(&mut edu, MEMORY + 0xffe, BUFFER + 7, 13, 0);
+        assert_eq!(buffer(&mut edu, 20), b"\0\0\0\0\0\0\0across a page");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_zero() {
+        let mut edu = open(Part::Edu);
+        let end = MEMORY + MEMORY_SIZE;
+        edu.put(end - 4, b"last");
+        transfer(&mut edu, MEMORY, BUFFER, 8, 0);
+        transfer(&mut edu, end - 4, BUFFER, 8, 0);
+        assert_eq!(buffer(&mut edu, 8), b"last\0\0\0\0");
+    }
+
+    #[test]
+    fn a_function_that_is_no_bus_master_moves_nothing() {
+        let mut edu = open(Part::Edu);
+        edu.put(MEMORY, b"data");
+        transfer(&mut edu, MEMORY, BUFFER, 4, 0);
+        edu.set_command(header::COMMAND_MEMORY);
+        transfer(&mut edu, BUFFER, MEMORY + 0x100, 4, DMA_TO_MEMORY);
+        assert_eq!(edu.get(MEMORY + 0x100, 4), [0; 4]);
+    }
+
+    #[test]
+    fn a_transfer_that_leaves_the_buffer_moves_nothing() {
+        let mut edu = open(Part::Edu);
+        edu.put(MEMORY, &[1; 4096]);
+        transfer(&mut edu, MEMORY, BUFFER + 1, 4096, 0);
+        transfer(&mut edu, MEMORY, BUFFER - 1, 8, 0);
+        transfer(&mut edu, MEMORY, u64::MAX, u64::MAX, 0);
+        assert_eq!(buffer(&mut edu, 4096), [0; 4096]);
+        transfer(&mut edu, MEMORY, BUFFER, 4096, 0);
+        assert_eq!(buffer(&mut edu, 4096), [1; 4096]);
+    }
+
+    #[test]
+    fn addresses_have_48_bits() {
+        let mut edu = open(Part::Edu);
+        edu.put(MEMORY, b"data");
+        transfer(&mut edu, MEMORY | (0xabcd << 48), BUFFER, 4, 0);
+        assert_eq!(buffer(&mut edu, 4), b"data");
+    }
+
+    #[test]
+    fn a_transfer_interrupts_if_asked_to() {
+        let mut edu = open(Part::Edu);
+        transfer(&mut edu, MEMORY, BUFFER, 4, 0);
+        assert_eq!(edu.word(0, register::INTERRUPT_STATUS), 0);
+        transfer(&mut edu, MEMORY, BUFFER, 4, DMA_THEN_INTERRUPT);
+        assert_eq!(edu.word(0, register::INTERRUPT_STATUS), DMA_INTERRUPT);
+    }
+
+    #[test]
+    fn registers_answer_to_accesses_of_their_width() {
+        let mut edu = Edu::new();
+        assert_eq!(edu.read(register::IDENTIFICATION, 4), 0x0100_00ed);
+        assert_eq!(edu.read(register::IDENTIFICATION, 8), u64::MAX);
+        assert_eq!(edu.read(register::IDENTIFICATION, 2), 0);
+        edu.write(register::LIVENESS, 4, 0x1234_5678, None);
+        edu.write(register::LIVENESS, 1, 0, None);
+        assert_eq!(edu.read(register::LIVENESS, 4), 0xedcb_a987);
+    }
+
+    #[test]
+    fn factorials_wrap() {
+        let mut edu = Edu::new();
+        for (number, expected) in [(0, 1), (5, 120), (13, 1_932_053_504), (34, 0), (u64::from(u32::MAX), 0)] {
+            assert_eq!(edu.write(register::FACTORIAL, 4, number, None), Interrupt::Unchanged);
+            assert_eq!(edu.read(register::FACTORIAL, 4), expected);
+        }
+        edu.write(register::STATUS, 4, 0xff, None);
+        assert_eq!(edu.write(register::FACTORIAL, 4, 3, None), Interrupt::Raised);
+        assert_eq!(edu.write(register::INTERRUPT_ACKNOWLEDGE, 4, 1, None), Interrupt::Lowered);
+    }
 }

@@ -99,6 +99,7 @@ impl Layout {
         layout.offer(reset);
         if role == Role::Virtual && part == Part::Igb {
             layout.device = 0x10ca;
+            layout.extended = Some(Vec::new());
         }
         layout
     }
@@ -140,6 +141,12 @@ impl Layout {
             Capability::Msix { vectors, table, .. } => Some((*vectors, *table)),
             _ => None,
         })
+    }
+
+    /// Whether it can make virtual functions.
+    pub(crate) fn has_virtual_functions(&self) -> bool {
+        let mut extended = self.extended.iter().flatten();
+        extended.any(|(_, capability)| matches!(capability, ExtendedCapability::VirtualFunctions))
     }
 
     /// Whether messages go so far. A device that has but one has it anyway.
@@ -193,7 +200,10 @@ impl Layout {
         }
         match role {
             Role::Single => {}
-            Role::FirstOfSeveral => registers.set(header::HEADER_TYPE, &[header::MULTIPLE_FUNCTIONS]),
+            Role::FirstOfSeveral => {
+                registers.set(header::HEADER_TYPE, &[header::MULTIPLE_FUNCTIONS]);
+                registers.set_next_function(1);
+            }
             Role::Virtual => make_virtual(&mut registers),
         }
         registers

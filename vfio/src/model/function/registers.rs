@@ -14,7 +14,6 @@ pub(crate) mod header {
     pub(crate) const CACHE_LINE_SIZE: usize = 0x0c;
     pub(crate) const LATENCY_TIMER: usize = 0x0d;
     pub(crate) const HEADER_TYPE: usize = 0x0e;
-    pub(crate) const BIST: usize = 0x0f;
     pub(crate) const BAR0: usize = 0x10;
     pub(crate) const SUBSYSTEM: usize = 0x2c;
     pub(crate) const ROM: usize = 0x30;
@@ -174,6 +173,16 @@ impl Registers {
             next = usize::from(u16::from_le_bytes([version_and_next, next_high]) >> 4);
         }
         found
+    }
+
+    /// Says, where there is room for it, which function comes next.
+    pub(crate) fn set_next_function(&mut self, function: u8) {
+        let mut extended = self.extended_capabilities().into_iter();
+        if let Some((_, start)) =
+            extended.find(|(id, _)| *id == extended_capability_id::ALTERNATIVE_ROUTING_ID)
+        {
+            self.set(start + 5, &[function]);
+        }
     }
 
     /// Writes back what the PCI core saves and restores around a reset: the header, and the control registers of PCI

@@ -21,11 +21,11 @@ use crate::ioctl;
 use crate::irq::{IrqAction, IrqIndex};
 use crate::model::argument::Argument;
 use crate::model::function::eventfd::Eventfd;
-use crate::model::function::interrupts::{Change, Data, Trigger};
+use crate::model::function::interrupts::change::{Change, Data, Trigger};
 use crate::model::function::io_eventfd::BarWrite;
 use crate::model::function::part::BarKind;
 use crate::model::function::registers::{capability_id, header};
-use crate::model::function::{CONFIG_REGION, Function, LowPower, REGION_SHIFT, REGIONS, ROM_REGION};
+use crate::model::function::{CONFIG_REGION, Function, LowPower, REGION_SHIFT, ROM_REGION, VGA_REGION};
 use crate::model::topology::KernelVersion;
 
 /// Of the table that [`ioctl`] is, only what this crate can issue is there.
@@ -33,6 +33,7 @@ const DEVICE_IOEVENTFD: u32 = 0x3b74;
 const DEVICE_FEATURE: u32 = 0x3b75;
 
 mod feature {
+    pub(super) const VF_TOKEN: u32 = 0;
     pub(super) const LOW_POWER_ENTRY: u32 = 3;
     pub(super) const LOW_POWER_ENTRY_WITH_WAKEUP: u32 = 4;
     pub(super) const LOW_POWER_EXIT: u32 = 5;
@@ -88,8 +89,7 @@ impl Function {
     fn describe_region(&self, argument: &mut Argument<'_>) -> Result<u32, Errno> {
         let size = announced(argument, size_of::<vfio_region_info>())?;
         let index = argument.word(offset_of!(vfio_region_info, index))?;
-        let region =
-            usize::try_from(index).ok().filter(|region| *region < REGIONS - 1).ok_or(Errno::INVAL)?;
+        let region = usize::try_from(index).ok().filter(|region| *region < VGA_REGION).ok_or(Errno::INVAL)?;
         let (length, flags) = self.region(region);
         let has_table = self.layout.msix().is_some_and(|(_, (bar, _))| usize::from(bar) == region);
         let capability = if has_table { VFIO_REGION_INFO_FLAG_CAPS } else { 0 };
@@ -173,7 +173,7 @@ impl Function {
             VFIO_IRQ_SET_DATA_EVENTFD if 4 * count_in_memory <= room => {
                 let mut eventfds = eventfds.into_iter();
                 let numbers = (0..count_in_memory).map(|vector| argument.word(data + 4 * vector));
-                let triggers = numbers.map(|number| Ok(trigger(number?, eventfds.next().flatten())));
+                let triggers = numbers.map(|number| Ok(Trigger::new(number?, eventfds.next().flatten())));
                 Data::Eventfd(triggers.collect::<Result<_, Errno>>()?)
             }
             _ => return Err(Errno::INVAL),
@@ -184,7 +184,9 @@ impl Function {
             VFIO_IRQ_SET_ACTION_TRIGGER => IrqAction::Trigger,
             _ => return Err(Errno::NOTTY),
         };
-        self.interrupts.change(&mut self.registers, Change { index, action, start, data })
+        self.interrupts.change(&mut self.registers, Change { index, action, start, data })?;
+        // The kernel would return how many vectors there are if there were fewer. There never are.
+        Ok(0)
     }
 
     /// `VFIO_DEVICE_IOEVENTFD`.
@@ -206,7 +208,7 @@ impl Function {
         )?;
         let user = self.user.as_mut().ok_or(Errno::INVAL)?;
         let fd = eventfds.into_iter().next().flatten();
-        match (trigger(number, fd), user.io_eventfds.contains(&write)) {
+        match (Trigger::new(number, fd), user.io_eventfds.contains(&write)) {
             (Trigger::Nothing | Trigger::Negative, _) => user.io_eventfds.remove(&write)?,
             (_, true) => return Err(Errno::EXIST),
             (Trigger::Missing, false) => return Err(Errno::BADF),
@@ -242,6 +244,7 @@ impl Function {
         }
         let feature = flags & VFIO_DEVICE_FEATURE_MASK;
         let (able, minimum) = match (feature, self.kernel) {
+            (feature::VF_TOKEN, _) if self.layout.has_virtual_functions() => (VFIO_DEVICE_FEATURE_SET, 16),
             (feature::LOW_POWER_ENTRY | feature::LOW_POWER_EXIT, _) => (VFIO_DEVICE_FEATURE_SET, 0),
             (feature::LOW_POWER_ENTRY_WITH_WAKEUP, _) => (VFIO_DEVICE_FEATURE_SET, 8),
             // The model has no memory that another device could reach.
@@ -252,7 +255,8 @@ impl Function {
         if flags & both & !able != 0 || (!is_probe && (flags & both == 0 || room < minimum)) {
             return Err(Errno::INVAL);
         }
-        if is_probe {
+        // Nobody is asked for the token, because virtual functions here are guarded by none.
+        if is_probe || feature == feature::VF_TOKEN {
             return Ok(0);
         }
         let user = self.user.as_mut().ok_or(Errno::INVAL)?;
@@ -261,7 +265,7 @@ impl Function {
             return Ok(0);
         }
         let wakeup = if feature == feature::LOW_POWER_ENTRY_WITH_WAKEUP {
-            match trigger(argument.word(data)?, eventfds.into_iter().next().flatten()) {
+            match Trigger::new(argument.word(data)?, eventfds.into_iter().next().flatten()) {
                 Trigger::Nothing | Trigger::Negative => return Err(Errno::INVAL),
                 Trigger::Missing => return Err(Errno::BADF),
                 Trigger::Descriptor(fd) => Some(Eventfd::new(fd)?),
@@ -285,15 +289,6 @@ impl Function {
 fn announced(argument: &Argument<'_>, minimum: usize) -> Result<usize, Errno> {
     let size = usize::try_from(argument.word(0)?).map_err(|_| Errno::INVAL)?;
     if size < minimum { Err(Errno::INVAL) } else { Ok(size) }
-}
-
-fn trigger(number: u32, fd: Option<OwnedFd>) -> Trigger {
-    match (number.cast_signed(), fd) {
-        (-1, _) => Trigger::Nothing,
-        (..-1, _) => Trigger::Negative,
-        (0.., Some(fd)) => Trigger::Descriptor(fd),
-        (0.., None) => Trigger::Missing,
-    }
 }
 
 /// Says that all of a BAR may be mapped, the table of MSI-X included; if there is no room for that, how much is needed.

@@ -29,8 +29,6 @@ pub(crate) enum Effect {
     FunctionLevelReset,
     /// The capability's control was written, which starts here.
     MessageControl(usize),
-    /// A structure of the device was written, which is here.
-    Vendor(usize),
 }
 
 /// The copy, and which bits are its own.
@@ -53,6 +51,8 @@ const HEADER: &[Field] = &[
     (header::CAPABILITIES, 0xff, 0),
     (header::INTERRUPT_LINE, 0xffff, 0xff),
 ];
+/// It says that it decodes memory, since its physical function does that for it.
+const VIRTUAL_FUNCTION: &[Field] = &[(header::COMMAND, 0x0010_0402, 0xffff)];
 const POWER_MANAGEMENT: &[Field] = &[(0, 0xf800_ffff, 0), (4, 0x8100, !0x8103)];
 const MSI: &[Field] = &[(0, 0x00ff_ffff, 0x00ff_0000), (4, ALL, ALL), (8, ALL, ALL), (12, 0xffff, 0xffff)];
 const MSI_MASKABLE: &[Field] = &[(16, 0, ALL), (20, 0, ALL)];
@@ -98,9 +98,7 @@ impl VirtualConfig {
             config.keep(header::VENDOR, &layout.vendor.to_le_bytes());
             config.keep(header::DEVICE, &layout.device.to_le_bytes());
             config.keep(header::COMMAND, &header::COMMAND_MEMORY.to_le_bytes());
-            config
-                .is_copied
-                .splice(header::COMMAND..=header::COMMAND, [header::COMMAND_MEMORY.to_le_bytes()[0]]);
+            config.lay(Owner::Header, 0, header::END, VIRTUAL_FUNCTION);
         }
         config
     }
@@ -123,8 +121,9 @@ impl VirtualConfig {
         self.lay(owner, start, length, fields);
         match id {
             capability_id::MSI if is_maskable => self.lay(owner, start, length, MSI_MASKABLE),
+            // What it is made of, only its device knows.
             capability_id::VENDOR => {
-                self.writable.iter_mut().skip(start).take(length).for_each(|bits| *bits = 0xff)
+                set(&mut self.writable, start + 2, &vec![0xff; length.saturating_sub(2)]);
             }
             // Nobody but the host can handle a power management event.
             capability_id::POWER_MANAGEMENT => {
@@ -255,7 +254,6 @@ impl VirtualConfig {
                 self.keep(control, &[0]);
                 if is_asked { Effect::FunctionLevelReset } else { Effect::None }
             }
-            Some(Owner::Capability(capability_id::VENDOR, start)) => Effect::Vendor(*start),
             _ => Effect::None,
         }
     }
@@ -300,5 +298,58 @@ impl VirtualConfig {
 fn set(bytes: &mut [u8], offset: usize, data: &[u8]) {
     for (byte, value) in bytes.iter_mut().skip(offset).zip(data) {
         *byte = *value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::topology::{FunctionReset, KernelVersion, Part};
+
+    /// That of a virtio device, whose capabilities follow each other closely.
+    fn config() -> (Registers, VirtualConfig) {
+        let layout = Layout::new(Part::VirtioBlock, FunctionReset::FunctionLevel, Role::Single);
+        let registers = layout.registers(Role::Single, KernelVersion::Linux7_3);
+        let config = VirtualConfig::new(&registers, &layout, Role::Single);
+        (registers, config)
+    }
+
+    #[test]
+    fn an_access_is_cut_into_aligned_words() {
+        let (_, config) = config();
+        let cuts = [(0x00, 8, 4), (0x01, 8, 1), (0x02, 8, 2), (0x02, 1, 1), (0x04, 3, 2), (0x80, 4, 4)];
+        for (offset, length, expected) in cuts {
+            assert_eq!(config.chunk(offset, length), expected, "{offset:#x}+{length}");
+        }
+    }
+
+    #[test]
+    fn an_access_is_cut_where_a_capability_ends() {
+        let layout = Layout::new(Part::Edu, FunctionReset::Missing, Role::Single);
+        let registers = layout.registers(Role::Single, KernelVersion::Linux7_3);
+        let config = VirtualConfig::new(&registers, &layout, Role::Single);
+        // MSI ends in the middle of a word.
+        assert_eq!(config.chunk(0x4c, 4), 2);
+        assert_eq!(config.chunk(0x48, 4), 4);
+    }
+
+    #[test]
+    fn what_no_capability_claims_is_the_hardwares() {
+        let (mut registers, mut config) = config();
+        assert_eq!(config.write(&mut registers, 0xf0, &[1, 2, 3, 4]), Effect::None);
+        assert_eq!(registers.word(0xf0), 0x0403_0201);
+    }
+
+    #[test]
+    fn a_capability_cannot_be_moved_or_renamed() {
+        let (mut registers, mut config) = config();
+        let before = registers.bytes().to_vec();
+        for (_, start) in registers.capabilities() {
+            config.write(&mut registers, start, &[0xff, 0xff]);
+        }
+        let mut seen = vec![0; before.len()];
+        config.read(&registers, 0, &mut seen);
+        assert_eq!(registers.bytes(), before);
+        assert_eq!(seen, before);
     }
 }
