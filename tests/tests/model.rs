@@ -13,10 +13,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rustix::cmsg_space;
+use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vfio::device::BindRefusal;
 use vfio::model::{Fault, Settings};
-use vfio::{Device, Errno, Iommufd, IrqIndex, RegionIndex, UnboundDevice};
+use vfio::{Access, Device, Errno, Ioas, Iommufd, Iova, IrqIndex, RegionIndex, UnboundDevice};
 use vhost_device_vfio_tests::host::{Host, ModelledMachine};
 use vhost_device_vfio_tests::server_process::wait_until;
 
@@ -101,6 +102,24 @@ fn a_mapped_bar_is_what_is_read_and_written() {
     let mut read = [0; 4];
     device.read_region(RegionIndex(0), VET, &mut read).unwrap();
     assert_eq!(u32::from_le_bytes(read), 0x1234);
+}
+
+/// Whether some of this process's memory is a file of this name.
+fn is_mapped_here(name: &str) -> bool {
+    std::fs::read_to_string("/proc/self/maps").unwrap().contains(name)
+}
+
+#[test]
+fn memory_stays_mapped_for_a_kernel_that_refused_to_unmap_it() {
+    let machine = ModelledMachine::of_kernel("igb-pair", "6.12");
+    let mut ioas = Ioas::allocate(Arc::new(context(&machine.host()))).unwrap();
+    let file = rustix::fs::memfd_create("refused-unmap", MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, 0x2000).unwrap();
+    ioas.map_file(&file, 0, 0x2000, Iova(0), Access::ReadWrite).unwrap();
+    assert_eq!(ioas.unmap(Iova(0), 0x1000).unwrap_err().errno, Errno::NOENT);
+    assert!(is_mapped_here("refused-unmap"));
+    ioas.unmap(Iova(0), 0x2000).unwrap();
+    assert!(!is_mapped_here("refused-unmap"));
 }
 
 /// Which of a hundred calls fail by a rule of chance.

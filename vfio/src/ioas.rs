@@ -149,7 +149,7 @@ impl Ioas {
     /// # Errors
     ///
     /// `EEXIST` something is mapped there; `EINVAL` unaligned, reserved, beyond the address width or beyond the file's
-    /// end; `ENOMEM` over the memory-lock limit; `EFAULT` memory that cannot be pinned.
+    /// end, which is `EFAULT` before 6.13; `ENOMEM` over the memory-lock limit; `EFAULT` memory that cannot be pinned.
     pub fn map_file(
         &mut self,
         file: &OwnedFd,
@@ -204,11 +204,11 @@ impl Ioas {
     /// `ENOENT` where no such mapping is, or only a part of one.
     pub fn unmap(&mut self, iova: Iova, length: u64) -> Result<(), CallError> {
         let mut argument = iommu_ioas_unmap { ioas_id: self.id, iova: iova.0, length, ..Default::default() };
-        let result = sys::call(self.iommufd.fd(), &mut argument);
-        if matches!(result, Ok(_) | Err(Errno::NOENT)) {
-            self.process_mappings.remove(&iova);
-        }
-        result.map(drop).map_err(|errno| Iommufd::error(ioctl::IOMMU_IOAS_UNMAP, errno))
+        sys::call(self.iommufd.fd(), &mut argument)
+            .map_err(|errno| Iommufd::error(ioctl::IOMMU_IOAS_UNMAP, errno))?;
+        // What was refused may be mapped still, and then the kernel may look at the memory again.
+        self.process_mappings.remove(&iova);
+        Ok(())
     }
 }
 
