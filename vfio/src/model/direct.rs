@@ -6,7 +6,8 @@ use rustix::io::Errno;
 
 use crate::ioctl::{self, Ioctl};
 use crate::model::iommufd::Caller;
-use crate::model::kernel::{FileId, Given, Kernel, Named, Node, Return};
+use crate::model::kernel::{FileId, Kernel, Node};
+use crate::model::system_call::{Given, Named, Return};
 use crate::model::topology::{Driver, Topology};
 use crate::model::wire::Call;
 use crate::pci_address::PciAddress;

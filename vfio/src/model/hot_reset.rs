@@ -7,8 +7,9 @@ use rustix::io::Errno;
 use crate::model::argument::Argument;
 use crate::model::decision::{DevId, Obstacle, Situation};
 use crate::model::function::Reset;
-use crate::model::kernel::{ContextId, Kernel, Named, OpenFile};
+use crate::model::kernel::{ContextId, Kernel, OpenFile};
 use crate::model::pci_function::{PciFunction, Usage};
+use crate::model::system_call::Named;
 use crate::model::topology::{Bus, FunctionReset, Link, ResetScope};
 use crate::pci_address::PciAddress;
 

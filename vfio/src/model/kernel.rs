@@ -4,9 +4,7 @@
 //! waits: what takes time, or a lock, is for [`super::process`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
@@ -17,6 +15,7 @@ use crate::model::iommufd::{Caller, Context, LockedMemory};
 use crate::model::legacy_group::{self, Container, Group};
 use crate::model::pci_function::PciFunction;
 use crate::model::sysfs;
+use crate::model::system_call::{Given, IoctlRequest, Named, Return, backing, backing_offset};
 use crate::model::topology::{KernelVersion, Topology};
 use crate::model::wire::{Call, MAX_DATA};
 use crate::pci_address::PciAddress;
@@ -72,29 +71,6 @@ pub(crate) enum OpenFile {
     },
     /// A device that its group's file gave.
     GroupDevice(PciAddress),
-}
-
-/// A descriptor that a call names.
-#[derive(Debug)]
-pub(crate) enum Named {
-    /// An open file of the model.
-    File(FileId),
-    /// A file of the machine the model runs on: memory or an eventfd.
-    Foreign(OwnedFd),
-}
-
-impl Named {
-    /// What should be an eventfd.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` where it is a file of the model; what else it is shows when it is used.
-    pub(super) fn into_eventfd(self) -> Result<OwnedFd, Errno> {
-        match self {
-            Self::Foreign(eventfd) => Ok(eventfd),
-            Self::File(_) => Err(Errno::INVAL),
-        }
-    }
 }
 
 /// The kernel and the devices it drives.
@@ -373,58 +349,5 @@ pub(super) struct Answer {
 impl Answer {
     pub(super) fn value(value: u32) -> Self {
         Self { value, file: None }
-    }
-}
-
-/// What a system call returns and writes to its caller's memory.
-#[derive(Debug)]
-pub(crate) struct Return {
-    pub(crate) outcome: Result<u32, Errno>,
-    pub(crate) data: Vec<u8>,
-    pub(crate) given: Option<Given>,
-}
-
-/// A descriptor that a system call gives.
-#[derive(Debug)]
-pub(crate) enum Given {
-    /// A new open file of the model.
-    File(FileId),
-    /// A file of the machine the model runs on.
-    Descriptor(OwnedFd),
-}
-
-impl From<Result<Vec<u8>, Errno>> for Return {
-    /// For calls whose value is the number of bytes.
-    fn from(read: Result<Vec<u8>, Errno>) -> Self {
-        let outcome = read.as_ref().map_err(|errno| *errno);
-        let outcome = outcome.and_then(|data| u32::try_from(data.len()).map_err(|_| Errno::INVAL));
-        Self { outcome, data: read.unwrap_or_default(), given: None }
-    }
-}
-
-/// An ioctl without its argument.
-struct IoctlRequest<'a> {
-    number: u32,
-    named: Vec<Named>,
-    backing_offset: u64,
-    caller: &'a Caller,
-}
-
-/// The address in `IOMMU_IOAS_MAP` means nothing to another process, so the caller sends along which file is mapped there,
-/// and after the argument the offset in it, which is taken off here.
-fn backing_offset(number: u32, data: &mut Vec<u8>) -> u64 {
-    const ARGUMENT: usize = 40;
-    if number != ioctl::IOMMU_IOAS_MAP.number || data.len() < ARGUMENT {
-        return 0;
-    }
-    let offset = data.split_off(ARGUMENT);
-    offset.first_chunk().copied().map_or(0, u64::from_ne_bytes)
-}
-
-fn backing(named: Vec<Named>, offset: u64) -> Result<Option<(Arc<File>, u64)>, Errno> {
-    match named.into_iter().next() {
-        Some(Named::Foreign(file)) => Ok(Some((Arc::new(File::from(file)), offset))),
-        Some(Named::File(_)) => Err(Errno::INVAL),
-        None => Ok(None),
     }
 }

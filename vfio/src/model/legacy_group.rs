@@ -5,8 +5,9 @@
 use rustix::io::Errno;
 
 use crate::model::argument::Argument;
-use crate::model::kernel::{Answer, ContextId, FileId, Kernel, Named, OpenFile};
+use crate::model::kernel::{Answer, ContextId, FileId, Kernel, OpenFile};
 use crate::model::pci_function::{Owner, PciFunction, Usage};
+use crate::model::system_call::Named;
 use crate::pci_address::PciAddress;
 
 /// Requests of `<linux/vfio.h>` that are for groups and containers. They are not among [`crate::ioctl::ALL`], so that no

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | [`topology`], `sysfs` | what the machine consists of, and how that looks |
 //! | `function` and what it is made of | the devices |
-//! | `kernel`, `pci_function`, `hot_reset`, `legacy_group`, `iommufd`, `host` | the kernel's objects and rules, without time and sockets |
+//! | `kernel`, `pci_function`, `hot_reset`, `legacy_group`, `iommufd`, `host`, `system_call` | the kernel's objects and rules, without time and sockets |
 //! | `locks`, `schedule`, [`fault`] | what waits for what, what lasts, what fails |
 //! | `process`, [`machine`], [`order`] | running it |
 //! | `wire`, `client` | system calls by message |
@@ -36,6 +36,7 @@ mod pci_function;
 pub mod process;
 mod schedule;
 mod sysfs;
+mod system_call;
 pub mod topology;
 mod wire;
 

@@ -9,7 +9,8 @@ use rustix::io::Errno;
 use crate::ioctl;
 use crate::model::argument::Argument;
 use crate::model::function::Function;
-use crate::model::kernel::{ContextId, FileId, Kernel, Named, OpenFile};
+use crate::model::kernel::{ContextId, FileId, Kernel, OpenFile};
+use crate::model::system_call::Named;
 use crate::model::topology::{DeviceSet, Driver, Endpoint, KernelVersion};
 use crate::pci_address::PciAddress;
 
