@@ -35,6 +35,7 @@ topologies! {
     edu_pair: "edu-pair";
     five_devices: "five-devices";
     gen4: "gen4";
+    hotplug_slot: "hotplug-slot";
     igb_pair: "igb-pair";
     nvme: "nvme";
     rciep: "rciep";

@@ -40,6 +40,24 @@ fn every_error_id_is_explained_and_every_explained_id_exists() {
     assert_eq!(ids_of_the_document(), ids_of_the_code());
 }
 
+/// Where the reasons of a plan are named.
+const PLAN_SOURCES: [&str; 2] = [
+    include_str!("../../backend/src/reset/plan/obstacle.rs"),
+    include_str!("../../backend/src/reset/plan/mod.rs"),
+];
+
+#[test]
+fn every_reason_of_a_plan_is_explained_and_every_explained_reason_exists() {
+    let (_, planning) = OPERATIONS.split_once("## Planning").expect("the heading");
+    let (planning, _) = planning.split_once("\n## ").expect("the next heading");
+    let cells = planning.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let explained: BTreeSet<_> = cells.filter(|cell| is_id(cell)).collect();
+    let named: BTreeSet<_> =
+        PLAN_SOURCES.iter().flat_map(|source| source.split('"')).filter(|text| is_id(text)).collect();
+    assert!(named.len() > 10, "{named:?}");
+    assert_eq!(explained, named);
+}
+
 const SECURITY: &str = include_str!("../../docs/security.md");
 
 /// Every Rust file below a folder, in one text.

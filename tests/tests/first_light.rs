@@ -31,4 +31,6 @@ lanes! {
     e1000e: "e1000e", "7.3";
     gen4: "gen4", "7.3";
     edu_noremap: "edu-noremap", "7.3";
+    hotplug_slot: "hotplug-slot", "7.3";
+    switch: "switch", "7.3";
 }

@@ -23,7 +23,7 @@ use crate::irq::{IrqIndex, IrqInfo, IrqSet};
 use crate::pci_address::PciAddress;
 use crate::region::{MAX_INFO_SIZE, Region, RegionIndex};
 use crate::sys::{self, Array, DeviceFd};
-use crate::topology::{Driver, Sysfs};
+use crate::topology::Sysfs;
 
 /// Most regions a device is believed to have: the nine of every PCI device, and device-specific ones.
 const MAX_REGIONS: u32 = 64;
@@ -122,9 +122,6 @@ impl UnboundDevice {
     }
 }
 
-/// Elsewhere the interrupt controller itself tells devices apart, and sysfs does not say whether it does.
-const MESSAGES_NEED_REMAPPING: bool = cfg!(target_arch = "x86_64");
-
 fn refusal(device: PciAddress, errno: Errno, sysfs: &Sysfs) -> BindRefusal {
     match errno {
         Errno::INVAL if sysfs.has_firmware_mapping(device) => BindRefusal::FirmwareMapping,
@@ -134,7 +131,7 @@ fn refusal(device: PciAddress, errno: Errno, sysfs: &Sysfs) -> BindRefusal {
         Errno::PERM => {
             if let Some((sibling, driver)) = sibling_with_kernel_driver(device, sysfs) {
                 BindRefusal::SiblingDriver { sibling, driver }
-            } else if MESSAGES_NEED_REMAPPING && !sysfs.has_interrupt_remapping() {
+            } else if !sysfs.interrupts_allow_binding() {
                 BindRefusal::UnsafeInterrupts
             } else {
                 BindRefusal::ForeignOwner
@@ -144,13 +141,12 @@ fn refusal(device: PciAddress, errno: Errno, sysfs: &Sysfs) -> BindRefusal {
     }
 }
 
-/// A function of the group whose kernel driver claims the group's DMA. Port drivers and pci-stub do not.
+/// A function of the group whose kernel driver claims the group's DMA.
 fn sibling_with_kernel_driver(device: PciAddress, sysfs: &Sysfs) -> Option<(PciAddress, String)> {
     let siblings = sysfs.group_siblings(device).unwrap_or_default();
-    siblings.into_iter().find_map(|sibling| match sysfs.function(sibling).ok()?.driver {
-        Driver::Kernel(driver) if driver != "pcieport" && driver != "pci-stub" => Some((sibling, driver)),
-        _ => None,
-    })
+    siblings
+        .into_iter()
+        .find_map(|sibling| Some((sibling, sysfs.function(sibling).ok()?.driver.claimant()?.to_owned())))
 }
 
 /// What a bound device consists of (`struct vfio_device_info`).

@@ -9,6 +9,7 @@
 //! | [`hot_reset`] | the reset set of a device, and resetting it |
 //! | [`iommufd`], [`ioas`], [`hwpt`] | the context, its address spaces and page tables |
 //! | [`topology`] | what sysfs knows about the functions around a device |
+//! | [`hierarchy`], [`reset_scope`], [`own_reset`] | the same about the whole machine, and what resets what there |
 //! | `model`, a feature | the same kernel without a kernel, for machines without devices |
 //! | [`ioctl`] | the number of every request this crate can make, for the sandbox |
 //!
@@ -19,6 +20,7 @@ pub mod config_space;
 pub mod device;
 mod device_id;
 mod error;
+pub mod hierarchy;
 pub mod hot_reset;
 pub mod hwpt;
 pub mod ioas;
@@ -27,8 +29,10 @@ pub mod iommufd;
 pub mod irq;
 #[cfg(feature = "model")]
 pub mod model;
+pub mod own_reset;
 pub mod pci_address;
 pub mod region;
+pub mod reset_scope;
 mod sys;
 pub mod topology;
 
@@ -36,13 +40,16 @@ pub use config_space::ConfigSpace;
 pub use device::{Device, DeviceInfo, UnboundDevice};
 pub use device_id::DeviceId;
 pub use error::{CallError, Object};
+pub use hierarchy::{GroupKind, Hierarchy, Place};
 pub use hot_reset::{HotReset, HotResetInfo, Ownership};
 pub use hwpt::Hwpt;
 pub use ioas::{Access, Ioas, Iova, IovaRange};
 pub use iommufd::Iommufd;
 pub use irq::{IrqAction, IrqIndex};
+pub use own_reset::OwnReset;
 pub use pci_address::PciAddress;
 pub use region::{Region, RegionIndex};
+pub use reset_scope::ResetScope;
 /// The errno type of every error of this crate.
 pub use rustix::io::Errno;
 pub use topology::{Function, Sysfs};

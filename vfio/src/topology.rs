@@ -15,6 +15,10 @@ use crate::pci_address::PciAddress;
 
 /// Longest sysfs attribute that is read, in bytes.
 const MAX_ATTRIBUTE: usize = 4096;
+/// Most entries of a directory that are read: no PCI segment has more functions.
+const MAX_ENTRIES: usize = 1 << 16;
+/// Elsewhere the interrupt controller itself tells devices apart, and sysfs does not say whether it does.
+const MESSAGES_NEED_REMAPPING: bool = cfg!(target_arch = "x86_64");
 
 /// The mounted sysfs.
 #[derive(Debug)]
@@ -45,6 +49,17 @@ pub enum Driver {
     },
     /// Any other driver.
     Kernel(String),
+}
+
+impl Driver {
+    /// The kernel driver that claims the DMA of the function's IOMMU group, so that no function of the group can be bound to an
+    /// iommufd. Port drivers and pci-stub do not.
+    pub fn claimant(&self) -> Option<&str> {
+        match self {
+            Self::Kernel(name) if name != "pcieport" && name != "pci-stub" => Some(name),
+            Self::Kernel(_) | Self::Vfio { .. } | Self::None => None,
+        }
+    }
 }
 
 /// A PCI function as sysfs shows it.
@@ -161,6 +176,16 @@ impl Sysfs {
         })
     }
 
+    /// Whether a device may be bound as far as its interrupts go: they are remapped where that is needed, or the kernel was
+    /// told to do without.
+    pub fn interrupts_allow_binding(&self) -> bool {
+        let unsafe_ones_are_allowed = || {
+            let parameter = self.attribute("module/iommufd/parameters/allow_unsafe_interrupts");
+            parameter.is_ok_and(|value| value == "Y")
+        };
+        !MESSAGES_NEED_REMAPPING || self.has_interrupt_remapping() || unsafe_ones_are_allowed()
+    }
+
     fn driver(&self, directory: &str) -> Result<Driver, Errno> {
         let name = match self.link_target(&format!("{directory}/driver")) {
             Ok(name) => name,
@@ -199,7 +224,7 @@ impl Sysfs {
         value.try_into().map_err(|_| Errno::INVAL)
     }
 
-    fn attribute(&self, path: &str) -> Result<String, Errno> {
+    pub(crate) fn attribute(&self, path: &str) -> Result<String, Errno> {
         let file = self.open_file(path)?;
         let mut bytes = [0; MAX_ATTRIBUTE];
         let length = rustix::io::read(&file, &mut bytes)?;
@@ -208,17 +233,22 @@ impl Sysfs {
         Ok(text.trim_end().to_owned())
     }
 
-    fn link_target(&self, path: &str) -> Result<String, Errno> {
-        let target = fs::readlinkat(&self.root, path, Vec::new())?;
-        let target = target.to_str().map_err(|_| Errno::INVAL)?;
-        Ok(target.rsplit('/').next().unwrap_or(target).to_owned())
+    pub(crate) fn link_target(&self, path: &str) -> Result<String, Errno> {
+        let target = self.link(path)?;
+        Ok(target.rsplit('/').next().unwrap_or(&target).to_owned())
     }
 
-    fn directory(&self, path: &str) -> Result<Vec<String>, Errno> {
+    /// What a link says, with the whole path.
+    pub(crate) fn link(&self, path: &str) -> Result<String, Errno> {
+        let target = fs::readlinkat(&self.root, path, Vec::new())?;
+        target.into_string().map_err(|_| Errno::INVAL)
+    }
+
+    pub(crate) fn directory(&self, path: &str) -> Result<Vec<String>, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = fs::openat(&self.root, path, flags, Mode::empty())?;
         let mut names = Vec::new();
-        for entry in fs::Dir::new(directory)? {
+        for entry in fs::Dir::new(directory)?.take(MAX_ENTRIES) {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if !name.starts_with('.') {
                 names.push(name);
@@ -228,7 +258,7 @@ impl Sysfs {
         Ok(names)
     }
 
-    fn exists(&self, path: &str) -> bool {
+    pub(crate) fn exists(&self, path: &str) -> bool {
         fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 

@@ -7,6 +7,7 @@ use vfio::device::{BindError, BindRefusal};
 use vfio::{CallError, PciAddress};
 
 use super::{Failure, failure, in_words};
+use crate::reset::remedy;
 
 /// The iommufd and the address space.
 impl Failure {
@@ -130,10 +131,7 @@ impl Failure {
                 errno,
                 what,
                 "the firmware demands a mapping of its own for the device (EINVAL)",
-                format!(
-                    "See the lines `direct` in /sys/bus/pci/devices/{device}/iommu_group/reserved_regions; a \
-                         firmware setting may lift them"
-                ),
+                remedy::firmware_mapping(device),
             ),
             BindRefusal::GroupOpen => failure(
                 "group-open",
@@ -147,15 +145,14 @@ impl Failure {
                 errno,
                 what,
                 "the platform does not remap interrupts, so a device could forge them (EPERM)",
-                "Enable interrupt remapping in the firmware and the kernel command line; only on a trusted machine, \
-                 set the module parameter iommufd.allow_unsafe_interrupts=1",
+                remedy::INTERRUPT_REMAPPING,
             ),
             BindRefusal::SiblingDriver { sibling, driver } => failure(
                 "sibling-has-driver",
                 errno,
                 what,
                 format!("{sibling} of the same IOMMU group is driven by {driver} (EPERM)"),
-                format!("Unbind it: echo {sibling} > /sys/bus/pci/devices/{sibling}/driver/unbind"),
+                format!("Unbind it: {}", remedy::unbind(sibling)),
             ),
             BindRefusal::ForeignOwner => failure(
                 "foreign-owner",

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Resetting: what would be hit ([`group`]), what is told about it ([`report`]), and doing it ([`order`]).
+//! Resetting: what would be hit ([`group`]), what is told about it ([`report`]) and can be done about it ([`remedy`]), doing it
+//! ([`order`]); and, before there is anything to reset, whether it will work ([`plan`]).
 
 pub mod group;
 pub mod order;
+pub mod plan;
+pub mod remedy;
 pub mod report;

@@ -8,6 +8,7 @@ use vfio::topology::Driver;
 use vfio::{Function, Ownership, PciAddress, Sysfs};
 
 use super::group::ResetGroup;
+use super::remedy;
 
 /// Config header type of a bridge.
 const HEADER_TYPE_BRIDGE: u8 = 1;
@@ -88,17 +89,15 @@ pub const fn permanence(reason: RowReason) -> u8 {
 
 /// What to do about a row that blocks, in one sentence that names the command; empty for one that does not.
 pub fn remedy(row: &ResetGroupRow) -> String {
-    let address = row.address;
-    let bind = format!(
-        "echo vfio-pci > /sys/bus/pci/devices/{address}/driver_override; echo {address} > /sys/bus/pci/drivers_probe"
-    );
+    let address = local_address(row.address);
+    let bind = remedy::bind(address);
     match row.reason {
         RowReason::None => String::new(),
         RowReason::NoDriver => format!("Bind {address} to vfio-pci ({bind}) and hand it over too"),
         RowReason::KernelDriver => format!(
-            "Take {address} from {} (echo {address} > /sys/bus/pci/devices/{address}/driver/unbind), \
-             bind it to vfio-pci ({bind}) and hand it over too",
-            row.driver.as_str()
+            "Take {address} from {} ({}), bind it to vfio-pci ({bind}) and hand it over too",
+            row.driver.as_str(),
+            remedy::unbind(address)
         ),
         RowReason::NotOurs => {
             let device = row.vfio_device.as_str();
@@ -120,6 +119,11 @@ pub fn remedy(row: &ResetGroupRow) -> String {
 /// The address in the protocol's form.
 pub const fn wire_address(address: PciAddress) -> wire::PciAddress {
     wire::PciAddress { segment: address.segment(), bus: address.bus(), devfn: address.devfn() }
+}
+
+/// The address behind the protocol's form.
+pub const fn local_address(address: wire::PciAddress) -> PciAddress {
+    PciAddress::from_devfn(address.segment, address.bus, address.devfn)
 }
 
 /// The group in the protocol's form.

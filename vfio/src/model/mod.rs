@@ -35,7 +35,7 @@ pub mod order;
 mod pci_function;
 pub mod process;
 mod schedule;
-mod sysfs;
+pub(crate) mod sysfs;
 mod system_call;
 pub mod topology;
 mod wire;

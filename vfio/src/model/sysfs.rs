@@ -22,6 +22,8 @@ pub(crate) use self::identity::Identity;
 /// The number of `/dev/iommu`.
 pub(crate) const IOMMU: DeviceNumber = DeviceNumber { major: 10, minor: 258 };
 
+/// What drives a port's hotplug slot, and can reset it.
+const HOTPLUG_DRIVER: &str = "bus/pci_express/drivers/pciehp";
 /// The interrupt window, which the IOMMU keeps of every group's address space.
 const INTERRUPT_WINDOW: &str = "0x00000000fee00000 0x00000000feefffff msi\n";
 /// What a firmware may demand to reach. Any place does, since nothing is ever bound that has one.
@@ -182,6 +184,10 @@ impl SysfsTree {
             self.tree.make_directory(&slot)?;
             let Bus { segment, number } = bridge.leads_to();
             self.tree.write(&format!("{slot}/address"), format!("{segment:04x}:{number:02x}:00\n"))?;
+            let service = format!("{}:pcie004", bridge.address);
+            self.tree.make_directory(&format!("{directory}/{service}"))?;
+            self.tree.make_directory(HOTPLUG_DRIVER)?;
+            self.tree.link(&format!("{HOTPLUG_DRIVER}/{service}"), &format!("{directory}/{service}"))?;
         }
         self.buses.insert(bridge.leads_to(), directory.clone());
         if !bridge.kind.is_conventional() {

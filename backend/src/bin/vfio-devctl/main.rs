@@ -4,10 +4,16 @@
 
 #[cfg(feature = "model")]
 mod demo;
+mod drawing;
 mod launch;
+mod memory_lock;
 #[cfg(feature = "model")]
 mod model;
+mod plan;
+mod plan_view;
+mod table;
 mod tool_error;
+mod topology;
 mod view;
 
 use std::os::unix::net::UnixStream;
@@ -23,7 +29,9 @@ use vhost_device_vfio::host::{Host, HostArguments};
 use self::launch::Launch;
 #[cfg(feature = "model")]
 use self::model::Model;
+use self::plan::PlanArguments;
 use self::tool_error::ToolError;
+use self::topology::TopologyArguments;
 use self::view::{DeviceView, ResetGroupView, ResetView, View};
 
 /// How long a server may take to answer: a request may have to wait for another client's reset.
@@ -31,7 +39,8 @@ const PATIENCE: Duration = DEFAULT_RESET_DEADLINE.saturating_add(LONGEST_ATTEMPT
 
 /// Talks to vhost-device-vfio.
 ///
-/// Exit status: 0 done; 1 refused, with the reason on standard error; 2 wrong usage; 3 the server cannot be reached.
+/// Exit status: 0 done; 1 refused, with the reason on standard error; 2 wrong usage; 3 the server cannot be reached. That of
+/// `plan` is its verdict, see its help.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -59,6 +68,8 @@ enum Command {
         server: ServerSocket,
         /// The device, by its PCI address or its cookie.
         device: String,
+        #[command(flatten)]
+        form: GroupForm,
     },
     /// Reset a device.
     Reset {
@@ -75,6 +86,8 @@ enum Command {
     },
     /// Open devices, start a server and hand them over; ends with the server or on a signal.
     Launch(Launch),
+    Plan(PlanArguments),
+    Topology(TopologyArguments),
     /// Show what the server is for, with devices of a modelled machine.
     #[cfg(feature = "model")]
     Demo,
@@ -88,6 +101,20 @@ struct ServerSocket {
     /// The server's control socket.
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
+}
+
+/// How a reset group is shown. Bridges and slots are those of this machine.
+#[derive(Debug, clap::Args)]
+struct GroupForm {
+    /// Print a table: what is done without this, too.
+    #[arg(long, conflicts_with = "tree")]
+    table: bool,
+    /// Draw the bridges, slots and groups instead.
+    #[arg(long)]
+    tree: bool,
+    /// Draw the same into an SVG file.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -131,8 +158,26 @@ fn find(client: &mut ControlClient, name: &str) -> Result<DeviceInfo, ToolError>
     devices.into_iter().find(is_meant).ok_or_else(|| ToolError::no_such_device(name))
 }
 
-fn run(command: Command, host: &Host, json: bool) -> Result<(), ToolError> {
-    match command {
+fn show_reset_group(
+    client: &mut ControlClient,
+    device: &DeviceInfo,
+    form: &GroupForm,
+    host: &Host,
+) -> Result<ResetGroupView, ToolError> {
+    let group = client.reset_group(device.cookie)?;
+    let view = ResetGroupView::new(device, &group);
+    if !form.tree && form.svg.is_none() {
+        return Ok(view);
+    }
+    let drawing = ResetGroupView::drawing(device, &group, &plan::read_hierarchy(host)?);
+    if let Some(path) = &form.svg {
+        drawing.write_svg(path)?;
+    }
+    Ok(if form.tree { view.with_tree(&drawing) } else { view })
+}
+
+fn run(command: Command, host: &Host, json: bool) -> Result<ExitCode, ToolError> {
+    let done = match command {
         Command::Info { server, device } => {
             let mut client = connect(&server.socket)?;
             let devices = match device {
@@ -141,10 +186,10 @@ fn run(command: Command, host: &Host, json: bool) -> Result<(), ToolError> {
             };
             DeviceView::list(&devices).print(json)
         }
-        Command::ResetGroup { server, device } => {
+        Command::ResetGroup { server, device, form } => {
             let mut client = connect(&server.socket)?;
             let device = find(&mut client, &device)?;
-            ResetGroupView::new(&device, &client.reset_group(device.cookie)?).print(json)
+            show_reset_group(&mut client, &device, &form, host)?.print(json)
         }
         Command::Reset { server, device, method, deadline } => {
             let mut client = connect(&server.socket)?;
@@ -154,11 +199,14 @@ fn run(command: Command, host: &Host, json: bool) -> Result<(), ToolError> {
             ResetView::new(&device, &report).print(json)
         }
         Command::Launch(launch) => launch.run(host, json),
+        Command::Plan(plan) => return plan.run(host, json),
+        Command::Topology(topology) => topology.run(host, json),
         #[cfg(feature = "model")]
         Command::Demo => demo::run(),
         #[cfg(feature = "model")]
         Command::Model(model) => model.run(),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn main() -> ExitCode {
@@ -169,7 +217,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let host = Host::from(&arguments.host);
     match run(arguments.command, &host, arguments.json) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             error.print(arguments.json);
             error.exit_code()

@@ -10,8 +10,10 @@ use protocol::ClientError;
 use protocol::extension::Failure;
 use serde::Serialize;
 use vfio::PciAddress;
+use vhost_device_vfio::reset::remedy;
 
 const EXIT_REFUSED: u8 = 1;
+/// Nobody could be asked.
 const EXIT_UNREACHABLE: u8 = 3;
 
 /// A failed command.
@@ -59,10 +61,7 @@ impl ToolError {
     /// The function is not there, or has no cdev.
     pub(crate) fn no_cdev(address: PciAddress, why: String) -> Self {
         let what = format!("{address} has no VFIO device to open.");
-        let fix = format!(
-            "Bind it: echo vfio-pci > /sys/bus/pci/devices/{address}/driver_override; \
-             echo {address} > /sys/bus/pci/drivers_probe."
-        );
+        let fix = format!("Bind it: {}.", remedy::bind(address));
         Self::refused(Failure::new("not-on-vfio", what, why, fix), 0)
     }
 
@@ -75,6 +74,31 @@ impl ToolError {
             error,
             "Check that the kernel has iommufd and VFIO cdevs, and the file's owner.",
         )
+    }
+
+    /// The machine's functions cannot be read.
+    pub(crate) fn sysfs(error: &io::Error) -> Self {
+        let what = "The machine's PCI functions cannot be read.".into();
+        let fix = "Mount sysfs at /sys, and check that the machine has PCI.";
+        Self::from_io("cannot-read-sysfs", what, error, fix)
+    }
+
+    /// The machine has no such function.
+    pub(crate) fn no_such_function(address: PciAddress) -> Self {
+        let what = format!("The machine has no function {address}.");
+        let why = "Sysfs does not show one there.";
+        Self::refused(Failure::new("no-such-function", what, why, "Look at `vfio-devctl topology`."), 0)
+    }
+
+    /// A picture cannot be written.
+    pub(crate) fn write(path: &Path, error: &io::Error) -> Self {
+        let what = format!("{} cannot be written.", path.display());
+        Self::from_io("cannot-write", what, error, "Name a file in a folder that you can write.")
+    }
+
+    /// The same where exit status 1 is an answer.
+    pub(crate) fn without_a_verdict(self) -> Self {
+        Self { exit_code: EXIT_UNREACHABLE, ..self }
     }
 
     /// A socket of ours cannot be made.

@@ -9,8 +9,12 @@ use protocol::extension::{
     ResetReport, RowReason,
 };
 use serde::Serialize;
+use vfio::Hierarchy;
+use vfio::topology::Driver;
 use vhost_device_vfio::reset::report;
 
+use crate::drawing::{Drawing, Mark};
+use crate::table::Table;
 use crate::tool_error::ToolError;
 
 /// Something that can be printed in both forms.
@@ -108,6 +112,9 @@ pub(crate) struct ResetGroupView {
     available: bool,
     reason: &'static str,
     functions: Vec<FunctionView>,
+    /// What is printed instead of the table.
+    #[serde(skip)]
+    tree: Option<String>,
 }
 
 /// A function of a reset group.
@@ -136,7 +143,33 @@ impl ResetGroupView {
                 GroupReason::NoReset => "no-slot-or-bus-reset",
             },
             functions: group.rows.iter().map(FunctionView::from).collect(),
+            tree: None,
         }
+    }
+
+    /// Prints this drawing for the table.
+    pub(crate) fn with_tree(self, drawing: &Drawing) -> Self {
+        Self { tree: Some(drawing.text()), ..self }
+    }
+
+    /// The group among the bridges and slots of the machine.
+    pub(crate) fn drawing(device: &DeviceInfo, group: &ResetGroup, hierarchy: &Hierarchy) -> Drawing {
+        Drawing::new(hierarchy, &[report::local_address(device.address)], |function| {
+            let address = report::wire_address(function);
+            let row = group.rows.iter().find(|row| row.address == address).map(FunctionView::from);
+            row.map_or(Mark::default(), |row| row.mark())
+        })
+    }
+}
+
+impl FunctionView {
+    fn mark(&self) -> Mark {
+        let text = match (self.cookie, self.blocks) {
+            (Some(cookie), _) => format!("{} ({cookie})", self.ownership),
+            (None, true) => format!("blocks: {}", self.reason),
+            (None, false) => self.ownership.into(),
+        };
+        Mark { text, blocks: self.blocks }
     }
 }
 
@@ -175,6 +208,9 @@ impl View for ResetGroupView {
             "blocked" => "cannot be hot reset: a function in its group blocks",
             _ => "cannot be hot reset: neither its slot nor its bus has a reset",
         };
+        if let Some(tree) = &self.tree {
+            return format!("{} {verdict} (generation {}).\n{tree}", self.device, self.generation);
+        }
         let mut table = Table::new(&[
             "address",
             "in this VM as",
@@ -249,38 +285,19 @@ impl View for ResetView {
     }
 }
 
-/// Columns that line up. The last one may be as long as it is.
-struct Table {
-    rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    fn new(titles: &[&str]) -> Self {
-        Self { rows: vec![titles.iter().map(ToString::to_string).collect()] }
-    }
-
-    fn row(&mut self, cells: &[String]) {
-        self.rows
-            .push(cells.iter().map(|cell| if cell.is_empty() { "-".into() } else { cell.clone() }).collect());
-    }
-
-    fn text(&self) -> String {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width =
-            |column| self.rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        let line = |row: &Vec<String>| {
-            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
-        };
-        self.rows.iter().map(line).collect()
+/// Name of the cdev and of the driver, empty where there is none.
+pub(crate) fn driver_names(driver: &Driver) -> (&str, &str) {
+    match driver {
+        Driver::None => ("", ""),
+        Driver::Kernel(name) => ("", name),
+        Driver::Vfio { name, device } => (device, name),
     }
 }
 
-fn yes_or_no(value: bool) -> String {
+pub(crate) fn yes_or_no(value: bool) -> String {
     if value { "yes".into() } else { "no".into() }
 }
 
-fn number_or_dash(number: Option<u32>) -> String {
+pub(crate) fn number_or_dash(number: Option<u32>) -> String {
     number.map_or("-".into(), |number| number.to_string())
 }

@@ -12,6 +12,7 @@ use crate::part::Part;
 pub(crate) const EVERYWHERE: &[&str] = &[
     "edu-pair",
     "edu-igb",
+    "hotplug-slot",
     "igb-pair",
     "virtio-pair",
     "virtio-trio",
@@ -30,13 +31,13 @@ pub(crate) const EACH_PART: &[&str] = &["edu-pair", "igb-pair", "virtio-pair", "
 /// Those whose first function is an edu.
 pub(crate) const EDU_FIRST: &[&str] = &["edu-pair", "edu-igb", "bridge", "switch", "rciep"];
 /// Those whose second function is an igb.
-pub(crate) const IGB_SECOND: &[&str] = &["edu-igb", "igb-pair"];
+pub(crate) const IGB_SECOND: &[&str] = &["edu-igb", "hotplug-slot", "igb-pair"];
 /// Those whose second function is in the first's reset set.
-pub(crate) const WITH_SIBLING: &[&str] = &["edu-pair", "edu-igb", "virtio-trio"];
+pub(crate) const WITH_SIBLING: &[&str] = &["edu-pair", "edu-igb", "hotplug-slot", "virtio-trio"];
 /// Those whose second function is in the first's IOMMU group.
 pub(crate) const SHARED_GROUP: &[&str] = &["edu-pair", "virtio-pair", "bridge", "switch"];
 /// Those whose second function is in the first's reset set and not in its IOMMU group.
-pub(crate) const SEPARATE_GROUPS: &[&str] = &["edu-igb", "igb-pair", "virtio-trio"];
+pub(crate) const SEPARATE_GROUPS: &[&str] = &["edu-igb", "hotplug-slot", "igb-pair", "virtio-trio"];
 /// Those with two functions in one reset set that have a function level reset.
 pub(crate) const FLR_PAIR: &[&str] = &["igb-pair", "virtio-pair"];
 

@@ -70,6 +70,28 @@ const SECOND_BELOW_SWITCH: ResetSet = ResetSet {
 const NO_SET: ResetSet =
     ResetSet { rows_with_all: Err("ENODEV"), outcome_alone: Err("ENODEV"), outcome_with_all: Err("ENODEV") };
 
+/// An edu beside an igb in one slot.
+const EDU_AND_IGB: &[Function] = &[
+    Function {
+        address: "0000:01:00.0",
+        part: &EDU,
+        group: 5,
+        group_siblings: &[],
+        has_function_reset: false,
+        rows_alone: Ok("blocked: 0000:01:00.0 bound, 0000:01:00.1 not owned"),
+        set: &TWO_GROUPS,
+    },
+    Function {
+        address: "0000:01:00.1",
+        part: &IGB,
+        group: 6,
+        group_siblings: &[],
+        has_function_reset: true,
+        rows_alone: Ok("blocked: 0000:01:00.0 not owned, 0000:01:00.1 bound"),
+        set: &TWO_GROUPS,
+    },
+];
+
 pub(crate) const MACHINES: &[Machine] = &[
     Machine {
         name: "edu-pair",
@@ -117,29 +139,9 @@ pub(crate) const MACHINES: &[Machine] = &[
             },
         ],
     },
-    Machine {
-        name: "edu-igb",
-        functions: &[
-            Function {
-                address: "0000:01:00.0",
-                part: &EDU,
-                group: 5,
-                group_siblings: &[],
-                has_function_reset: false,
-                rows_alone: Ok("blocked: 0000:01:00.0 bound, 0000:01:00.1 not owned"),
-                set: &TWO_GROUPS,
-            },
-            Function {
-                address: "0000:01:00.1",
-                part: &IGB,
-                group: 6,
-                group_siblings: &[],
-                has_function_reset: true,
-                rows_alone: Ok("blocked: 0000:01:00.0 not owned, 0000:01:00.1 bound"),
-                set: &TWO_GROUPS,
-            },
-        ],
-    },
+    Machine { name: "edu-igb", functions: EDU_AND_IGB },
+    // The same answers whether the set is the bus or the slot.
+    Machine { name: "hotplug-slot", functions: EDU_AND_IGB },
     Machine {
         name: "igb-pair",
         functions: &[

@@ -22,6 +22,8 @@ use vhost_device_vfio_tests::host::{Host, ModelledMachine};
 /// The two functions of every topology with a pair.
 const FIRST: &str = "0000:01:00.0";
 const SECOND: &str = "0000:01:00.1";
+/// The first function below the switch.
+const BELOW_SWITCH: &str = "0000:03:00.0";
 /// The function on the root bus.
 const ON_ROOT_BUS: &str = "0000:00:05.0";
 
@@ -69,19 +71,28 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 a_function_without_driver_blocks, function_reset_is_preferred,
                 a_guests_function_level_reset_is_carried_out;
             tool: the_tool_names_the_blocker_and_the_remedy, the_tool_resets_what_is_complete,
-                the_tool_leaves_nothing_behind;
+                the_tool_leaves_nothing_behind, the_plan_names_what_the_kernel_then_wants;
         },
+        "hotplug-slot" => trials! { tool: the_plan_finds_the_slot_that_the_kernel_resets; },
+        "switch" => trials! { tool: the_plan_knows_that_a_switch_is_never_reset; },
         // The sample device that is not PCI is only in the newer kernel's configuration, and not modelled.
         "rciep" if is_real_kernel_7() => trials! {
             reset: a_device_on_the_root_bus_has_no_hot_reset;
             refusals: a_device_that_is_not_pci_is_told;
+            tool: the_plan_knows_that_the_root_bus_is_never_reset;
         },
-        "rciep" => trials! { reset: a_device_on_the_root_bus_has_no_hot_reset; },
+        "rciep" => trials! {
+            reset: a_device_on_the_root_bus_has_no_hot_reset;
+            tool: the_plan_knows_that_the_root_bus_is_never_reset;
+        },
         "e1000e" => trials! { reset: a_power_management_reset_comes_last; },
         "gen4" => trials! {
             reset: a_link_that_does_not_come_back_is_reported;
         },
-        "edu-noremap" => trials! { refusals: missing_interrupt_remapping_is_told; },
+        "edu-noremap" => trials! {
+            refusals: missing_interrupt_remapping_is_told;
+            tool: the_plan_knows_that_interrupts_are_not_remapped;
+        },
         other => vec![Trial::test("topology", {
             let message = format!("no tests for the topology `{other}`");
             move || Err(message.into())

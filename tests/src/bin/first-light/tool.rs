@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use vhost_device_vfio_tests::host::Host;
 use vhost_device_vfio_tests::server_process::{tool_binary, wait_until};
 
-use super::{FIRST, SECOND};
+use super::{BELOW_SWITCH, FIRST, ON_ROOT_BUS, SECOND};
 
 /// A launcher, with its sockets in a folder of its own.
 struct Launched {
@@ -87,6 +87,61 @@ pub(crate) fn the_tool_resets_what_is_complete() {
     assert!(reset.status.success(), "{reset:?}");
     let report = text(&reset.stdout);
     assert!(report.contains(r#""outcome":"done""#) && report.contains(r#""affected":[1,2]"#), "{report}");
+}
+
+/// What `vfio-devctl plan` says of handing these functions to one VM, and its status.
+fn plan(arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(tool_binary());
+    let planned = command.args(Host::current().arguments()).arg("plan").args(arguments).output().unwrap();
+    (planned.status.code(), text(&planned.stdout) + &text(&planned.stderr))
+}
+
+/// That the scope of a function as the plan has it from sysfs is the kernel's, in the kernel's order.
+fn expect_scope(function: &str, kind: &str) {
+    let table = text(&Launched::start(&[function]).ask(&["reset-group", "1"]).stdout);
+    let rows = table.lines().skip(1).filter(|line| line.starts_with("0000:"));
+    let rows: Vec<_> = rows.filter_map(|row| row.split(' ').next()).map(|row| format!("\"{row}\"")).collect();
+    let (_, planned) = plan(&[function, "--json"]);
+    let (kind, functions) = (format!("\"kind\":\"{kind}\""), format!("\"functions\":[{}]", rows.join(",")));
+    assert!(planned.contains(&kind) && planned.contains(&functions), "not {kind} {functions}: {planned}");
+}
+
+pub(crate) fn the_plan_names_what_the_kernel_then_wants() {
+    let (status, planned) = plan(&[FIRST]);
+    assert_eq!(status, Some(1), "{planned}");
+    assert!(planned.contains(&format!("--device {FIRST} --device {SECOND}")), "{planned}");
+    assert_eq!(plan(&[FIRST, SECOND]).0, Some(0));
+    assert_eq!(plan(&[SECOND]).0, Some(0), "it has an FLR");
+    assert_eq!(plan(&["--vm", &format!("a={FIRST}"), "--vm", &format!("b={SECOND}")]).0, Some(2));
+    expect_scope(FIRST, "bus");
+}
+
+pub(crate) fn the_plan_finds_the_slot_that_the_kernel_resets() {
+    let (status, planned) = plan(&[FIRST, SECOND]);
+    assert!(status == Some(0) && planned.contains("hot reset of slot "), "{planned}");
+    expect_scope(FIRST, "slot");
+    let launched = Launched::start(&[FIRST, SECOND]);
+    let reset = launched.ask(&["reset", FIRST, "--method", "hot"]);
+    assert!(reset.status.success(), "{reset:?}");
+}
+
+pub(crate) fn the_plan_knows_that_a_switch_is_never_reset() {
+    let (status, planned) = plan(&[SECOND]);
+    assert!(status == Some(2) && planned.contains("is a bridge"), "{planned}");
+    expect_scope(SECOND, "bus");
+    let refused = Launched::start(&[SECOND]).ask(&["reset", SECOND, "--method", "hot"]);
+    assert!(text(&refused.stderr).contains("id:  reset-blocked"), "{refused:?}");
+    assert_eq!(plan(&[BELOW_SWITCH]).0, Some(0));
+}
+
+pub(crate) fn the_plan_knows_that_the_root_bus_is_never_reset() {
+    let (status, planned) = plan(&[ON_ROOT_BUS]);
+    assert!(status == Some(2) && planned.contains("neither slot nor bus"), "{planned}");
+}
+
+pub(crate) fn the_plan_knows_that_interrupts_are_not_remapped() {
+    let (status, planned) = plan(&[FIRST]);
+    assert!(status == Some(2) && planned.contains("does not remap interrupts"), "{planned}");
 }
 
 pub(crate) fn the_tool_leaves_nothing_behind() {
