@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Commands of the vfio-user face, as a server parses them.
+
+use protocol::Frame;
+use protocol::vfio_user::{
+    Capabilities, Command, DeviceInfo, IrqAction, IrqData, IrqInfo, IrqSet, MAX_IRQS, Proposal, RegionInfo,
+    Request, SetIrqs, VfioUserHeader,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+const OURS: Capabilities = Capabilities {
+    max_msg_fds: Some(16),
+    max_data_xfer_size: Some(1 << 20),
+    pgsizes: Some(4096),
+    max_dma_maps: Some(u64::MAX),
+};
+
+/// The header of a command: every one that there is, and two that there are not.
+pub(super) fn header(place: u8, count: u16) -> VfioUserHeader {
+    VfioUserHeader::command(count, Command(u16::from(place) % 20))
+}
+
+/// What can be parsed is what its payload says.
+pub(super) fn parse(frame: Frame<VfioUserHeader>) {
+    let body = frame.body.clone();
+    let request = match Request::parse(frame) {
+        Ok(request) => request,
+        Err(error) => return assert!(error.errno().raw_os_error() > 0, "{error}"),
+    };
+    match &request {
+        Request::Version(proposal) => check_proposal(proposal, body.len()),
+        // Of these the server reads no more than what it parses.
+        Request::GetInfo => {
+            assert!(DeviceInfo::read_from_bytes(&body).is_ok_and(|info| info.argsz >= DeviceInfo::SIZE));
+        }
+        Request::GetRegionInfo { index, argsz } => {
+            let info = RegionInfo::read_from_bytes(&body).expect("a region info");
+            assert_eq!((info.index, info.argsz), (*index, *argsz));
+        }
+        Request::GetIrqInfo { index } => {
+            assert!(IrqInfo::read_from_bytes(&body).is_ok_and(|info| info.index == *index));
+        }
+        Request::SetIrqs(set) => check_interrupts(set, &body),
+        Request::RegionRead(access) => assert_eq!(access.as_bytes(), body),
+        Request::RegionWrite { access, data } => {
+            assert_eq!([access.as_bytes(), data].concat(), body);
+            assert_eq!(usize::try_from(access.count), Ok(data.len()));
+        }
+        Request::DeviceReset => assert!(body.is_empty()),
+    }
+}
+
+/// A proposal is what it would be if it came from us, and its sender has room for the reply.
+pub(super) fn check_proposal(proposal: &Proposal, size: usize) {
+    let Proposal { minor, capabilities, .. } = *proposal;
+    let again = Proposal::parse(&capabilities.encode(minor)).expect("our own words");
+    assert_eq!((again.minor, again.capabilities), (minor, capabilities));
+    let reply = proposal.reply(&OURS);
+    assert!(reply.len() <= size, "a reply of {} bytes to a proposal of {size}", reply.len());
+    let answered = Proposal::parse(&reply).expect("our own words");
+    assert!(answered.minor <= minor);
+}
+
+fn check_interrupts(set: &SetIrqs, body: &[u8]) {
+    let SetIrqs { index, start, count, action, data } = set;
+    let (came, bytes) = IrqSet::read_from_prefix(body).expect("as it was parsed");
+    assert_eq!((came.index, came.start, came.count), (*index, *start, *count));
+    assert!(start.checked_add(*count).is_some_and(|end| end <= MAX_IRQS), "{set:?}");
+    let action = match action {
+        IrqAction::Mask => 1 << 3,
+        IrqAction::Unmask => 1 << 4,
+        IrqAction::Trigger => 1 << 5,
+    };
+    let length = usize::try_from(*count).expect("as it was parsed");
+    let data = match data {
+        IrqData::None => 1,
+        IrqData::Bools(bools) => {
+            assert_eq!(bools, &bytes.iter().map(|byte| *byte != 0).collect::<Vec<_>>());
+            assert_eq!(bools.len(), length);
+            1 << 1
+        }
+        IrqData::Eventfds(eventfds) => {
+            assert!(eventfds.is_empty() || eventfds.len() == length, "{set:?}");
+            1 << 2
+        }
+    };
+    assert_eq!(came.flags, data | action);
+}
