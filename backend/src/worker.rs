@@ -187,6 +187,7 @@ impl Worker {
     ///
     /// The thread is gone, which only a bug could bring about.
     pub fn submit(&self, job: Job) -> io::Result<()> {
+        self.stop.store(false, Ordering::Relaxed);
         self.jobs.send(job).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
     }
 
@@ -198,7 +199,7 @@ impl Worker {
         self.completions.try_recv().ok()
     }
 
-    /// Has the job in flight, and all after it, give up what can be given up: the process shall end.
+    /// Has the job in flight give up what can be given up: the process shall end, or somebody wants back what it works on.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }

@@ -4,6 +4,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use protocol::extension::{Cookie, GroupReason, ResetMethod, ResetOutcome, RowReason};
@@ -121,6 +122,39 @@ fn a_device_that_is_taken_away_goes_when_the_server_lets_go() {
     removal.join().unwrap().unwrap();
     let group = vmm.control.reset_group(Cookie(1)).unwrap();
     assert_eq!(group.rows.len(), 1, "the function is gone from the set");
+}
+
+/// A guest's reset that the kernel puts off, because somebody unbinds the sibling and waits until it is given back.
+fn put_off(machine: &ModelledMachine) -> (Vmm, JoinHandle<()>, JoinHandle<()>) {
+    let mut vmm = with_pair(machine);
+    let mut function = vmm.open(1);
+    let host = machine.host();
+    let unbind = std::thread::spawn(move || host.unbind_driver(SECOND.parse().unwrap()).unwrap());
+    let sibling = SECOND.parse().unwrap();
+    assert!(wait_until(|| machine.host().open_cdev(sibling).is_err()), "the unbind does not begin");
+    // The answer is the kernel's EAGAIN, or none where the server goes first.
+    let reset = std::thread::spawn(move || drop(function.client.device_reset()));
+    vmm.server.wait_for_log("reset-begun");
+    (vmm, unbind, reset)
+}
+
+#[test]
+fn a_device_that_is_wanted_back_ends_a_reset_that_was_put_off() {
+    let machine = machine("edu-pair", &[]);
+    let (mut vmm, unbind, reset) = put_off(&machine);
+    vmm.control.remove_device(Cookie(2)).unwrap();
+    unbind.join().unwrap();
+    reset.join().unwrap();
+}
+
+#[test]
+fn a_client_that_goes_ends_a_reset_that_was_put_off() {
+    let machine = machine("edu-pair", &[]);
+    let (vmm, unbind, reset) = put_off(&machine);
+    drop(vmm.control);
+    assert!(wait_until(|| unbind.is_finished()), "the device is not given back");
+    unbind.join().unwrap();
+    reset.join().unwrap();
 }
 
 #[test]

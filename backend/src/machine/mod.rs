@@ -283,6 +283,12 @@ impl Machine {
         self.held.contains(&cookie)
     }
 
+    /// Whether the job in flight works on something that this connection handed over.
+    pub fn holds_device_of(&self, connection: ConnectionId) -> bool {
+        let is_theirs = |device: &HeldDevice| device.owner == Owner::Connection(connection);
+        self.held.iter().filter_map(|cookie| self.devices.get(cookie)).any(is_theirs)
+    }
+
     fn take_address_space(&mut self) -> Result<AddressSpace, Failure> {
         match std::mem::replace(&mut self.address_space, Slot::Empty) {
             Slot::Here(owner, address_space) => {

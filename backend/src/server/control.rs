@@ -44,6 +44,10 @@ impl Server {
         request: ControlRequest,
     ) {
         if self.is_busy() && ControlSession::has_to_wait(&request) {
+            // A reset that the kernel puts off, for who waits for this very device perhaps, is not worth more waiting.
+            if matches!(request, ControlRequest::RemoveDevice(cookie) if self.machine.is_held(cookie)) {
+                self.worker.stop();
+            }
             peer.held = Some((header, request));
             self.waiting.push_back(token);
             return self.keep_control(token, peer);
@@ -115,6 +119,9 @@ impl Server {
     /// What a closed connection handed over is withdrawn as soon as the job in flight allows.
     fn close_control(&mut self, token: Token) {
         log::info!("event=control-closed connection={}", token.0);
+        if self.machine.holds_device_of(ConnectionId(token.0)) {
+            self.worker.stop();
+        }
         self.withdrawals.push_back(ConnectionId(token.0));
     }
 }

@@ -5,11 +5,12 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 use rustix::net::SocketType;
-use rustix::net::sockopt::socket_type;
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_type};
 
 use crate::model::wire::{self, Call, MAX_DATA, Reply};
 use crate::topology::DeviceNumber;
@@ -26,9 +27,14 @@ impl<'a> ModelFile<'a> {
         (is_socket && socket_type(fd) == Ok(SocketType::SEQPACKET)).then_some(Self(fd))
     }
 
-    /// Which character device the file is; `None` where the model does not know.
+    /// Which character device the file is; `None` where the model does not know, or the peer is no model and says nothing.
     pub(crate) fn identify(self) -> Option<DeviceNumber> {
-        let reply = self.call(Call::Identify, &[], &[]).ok()?;
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let (near, far) = wire::pair().ok()?;
+        set_socket_timeout(&near, Timeout::Recv, Some(PATIENCE)).ok()?;
+        wire::send_request(self.0, Call::Identify, &[], far.as_fd(), &[]).ok()?;
+        drop(far);
+        let reply = wire::receive_reply(near.as_fd()).ok()?;
         let (numbers, _) = reply.data.as_chunks();
         let [major, minor] = *numbers else { return None };
         reply.outcome.ok()?;

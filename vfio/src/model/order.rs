@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::model::fault::Fault;
+use crate::model::wire;
 use crate::pci_address::PciAddress;
 
 /// One order.
@@ -97,7 +98,7 @@ pub fn give(folder: &Path, order: &Order) -> Result<String, Errno> {
     stream.read_to_string(&mut answer).map_err(|_| Errno::IO)?;
     match answer.split_once('\n') {
         Some(("ok", text)) => Ok(text.to_owned()),
-        Some(("error", number)) => Err(number.trim().parse().map_or(Errno::PROTO, Errno::from_raw_os_error)),
+        Some(("error", number)) => Err(number.trim().parse().map_or(Errno::PROTO, wire::errno)),
         _ => Err(Errno::IO),
     }
 }

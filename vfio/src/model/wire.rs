@@ -172,9 +172,15 @@ pub(crate) fn receive_reply(from: BorrowedFd<'_>) -> Result<Reply, Errno> {
     let outcome = header.first_chunk().copied().map_or(0, i64::from_ne_bytes);
     let outcome = match u32::try_from(outcome) {
         Ok(value) => Ok(value),
-        Err(_) => Err(i32::try_from(-outcome).map_or(Errno::PROTO, Errno::from_raw_os_error)),
+        Err(_) => Err(i32::try_from(outcome.saturating_neg()).map_or(Errno::PROTO, errno)),
     };
     Ok(Reply { outcome, data, descriptor: descriptors.pop() })
+}
+
+/// What a peer says is an errno.
+pub(crate) fn errno(number: i32) -> Errno {
+    const LARGEST: i32 = 4095;
+    if (1..=LARGEST).contains(&number) { Errno::from_raw_os_error(number) } else { Errno::PROTO }
 }
 
 fn send(
@@ -280,6 +286,14 @@ mod tests {
         let (near, far) = pair().unwrap();
         drop(far);
         assert_eq!(receive_reply(near.as_fd()).unwrap_err(), Errno::IO);
+    }
+
+    #[test]
+    fn an_errno_that_is_none_is_a_protocol_error() {
+        for number in [0, -1, 4096, i32::MAX, i32::MIN] {
+            assert_eq!(errno(number), Errno::PROTO);
+        }
+        assert_eq!(errno(16), Errno::BUSY);
     }
 
     proptest! {
