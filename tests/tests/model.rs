@@ -16,7 +16,8 @@ use rustix::cmsg_space;
 use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vfio::device::BindRefusal;
-use vfio::model::{Fault, Settings};
+use vfio::model::order::Nothing;
+use vfio::model::{Fault, Order, Settings};
 use vfio::{Access, Device, Errno, Ioas, Iommufd, Iova, IrqIndex, RegionIndex, UnboundDevice};
 use vhost_device_vfio_tests::host::{Host, ModelledMachine};
 use vhost_device_vfio_tests::server_process::wait_until;
@@ -102,6 +103,32 @@ fn a_mapped_bar_is_what_is_read_and_written() {
     let mut read = [0; 4];
     device.read_region(RegionIndex(0), VET, &mut read).unwrap();
     assert_eq!(u32::from_le_bytes(read), 0x1234);
+}
+
+#[test]
+fn two_resets_of_a_set_that_last_are_done_one_after_the_other() {
+    let rule = "call = 'VFIO_DEVICE_PCI_HOT_RESET'\ntimes = 2\ndelay = 1000";
+    let faults: Vec<Fault> = vec![toml::from_str(rule).unwrap()];
+    let settings = Settings { faults, virtual_time: true, ..Settings::default() };
+    let machine = ModelledMachine::start_with("edu-pair", settings);
+    let host = machine.host();
+    let device = Arc::new(bind(&host, open(&host), &context(&host)).unwrap());
+    let resets = [0, 1].map(|_| {
+        let device = Arc::clone(&device);
+        std::thread::spawn(move || device.hot_reset())
+    });
+    let finished = || resets.iter().filter(|reset| reset.is_finished()).count();
+    let calls = |lasting, waiting| {
+        let usage = machine.order(&Order::Inspect(Nothing {}));
+        usage.contains(&format!("lasting-calls = {lasting}\nwaiting-calls = {waiting}\n"))
+    };
+    assert!(wait_until(|| calls(1, 1)), "one lasts, and the other waits for it");
+    machine.order(&Order::Advance(1000));
+    assert!(calls(1, 0), "the second takes its own second, from when the first is done");
+    assert!(wait_until(|| finished() == 1));
+    machine.order(&Order::Advance(1000));
+    assert!(wait_until(|| finished() == 2));
+    assert!(resets.into_iter().all(|reset| reset.join().unwrap().is_ok()));
 }
 
 /// Whether some of this process's memory is a file of this name.

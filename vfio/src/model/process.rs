@@ -52,7 +52,13 @@ struct FileEnd {
 /// Something to be done, now or when it is no longer hindered.
 #[derive(Debug)]
 enum Work {
-    Call { file: FileId, request: Request, errno: Option<Errno> },
+    /// A system call, with what the fault script has for it: how long it lasts, and how it fails.
+    Call {
+        file: FileId,
+        request: Request,
+        lasts: Duration,
+        errno: Option<Errno>,
+    },
     Close(FileId),
 }
 
@@ -212,8 +218,7 @@ impl Process {
     fn meet_fault(&mut self, file: FileId, request: Request) {
         let function = self.kernel.function_behind(file);
         let Some(fault) = self.faults.strike(fault::name(request.call), function) else {
-            self.start(Work::Call { file, request, errno: None });
-            return;
+            return self.start(Work::Call { file, request, lasts: Duration::ZERO, errno: None });
         };
         if fault.kill
             && let Some(process) = Pid::from_raw(request.sender.process)
@@ -230,23 +235,8 @@ impl Process {
                 .and_then(|driver| self.kernel.bind_driver(bind.function, driver));
             self.changed();
         }
-        let errno = fault.errno.map(|name| name.0);
-        if fault.delay == 0 {
-            self.start(Work::Call { file, request, errno });
-            return;
-        }
-        // A reset that the kernel would refuse at once does not take its time first.
-        match self.kernel.check_before(file, request.call, &request.data) {
-            Err(errno) if fault.errno.is_none() => {
-                wire::send_reply(request.reply_to.as_fd(), &Reply::failed(errno));
-            }
-            _ => {
-                let held = self.kernel.locks_held(file, request.call);
-                let due = self.clock.now() + fault.duration();
-                self.schedule.run(due, held, Work::Call { file, request, errno });
-                self.note_busy();
-            }
-        }
+        let (lasts, errno) = (fault.duration(), fault.errno.map(|name| name.0));
+        self.start(Work::Call { file, request, lasts, errno });
     }
 
     fn note_busy(&mut self) {
@@ -259,11 +249,25 @@ impl Process {
             Work::Call { file, request, .. } => self.kernel.locks_needed(*file, request.call),
             Work::Close(file) => self.kernel.locks_of_close(*file),
         };
-        if self.schedule.is_blocked(&needed) {
-            self.schedule.wait(needed, work);
-        } else {
-            self.carry_out(work);
+        match work {
+            work if self.schedule.is_blocked(&needed) => self.schedule.wait(needed, work),
+            Work::Call { file, request, lasts, errno } if !lasts.is_zero() => {
+                self.let_last(file, request, lasts, errno);
+            }
+            work => self.carry_out(work),
         }
+    }
+
+    /// Begins with a call that lasts. One that the kernel would refuse at once does not take its time first.
+    fn let_last(&mut self, file: FileId, request: Request, lasts: Duration, errno: Option<Errno>) {
+        let refused = self.kernel.check_before(file, request.call, &request.data);
+        if let (Err(refusal), None) = (refused, errno) {
+            return wire::send_reply(request.reply_to.as_fd(), &Reply::failed(refusal));
+        }
+        let held = self.kernel.locks_held(file, request.call);
+        let due = self.clock.now() + lasts;
+        self.schedule.run(due, held, Work::Call { file, request, lasts: Duration::ZERO, errno });
+        self.note_busy();
     }
 
     fn carry_out(&mut self, work: Work) {
@@ -271,7 +275,7 @@ impl Process {
             Work::Call { request, errno: Some(errno), .. } => {
                 wire::send_reply(request.reply_to.as_fd(), &Reply::failed(errno));
             }
-            Work::Call { file, request, errno: None } => self.answer(file, request),
+            Work::Call { file, request, errno: None, .. } => self.answer(file, request),
             Work::Close(file) => {
                 self.kernel.close(file);
                 self.finish_unbinding();

@@ -94,6 +94,11 @@ impl<T> Schedule<T> {
         self.waiting.drain(..).map(|(_, work)| work).collect()
     }
 
+    /// How much lasts, and how much waits.
+    pub(crate) fn lengths(&self) -> (usize, usize) {
+        (self.running.len(), self.waiting.len())
+    }
+
     /// Functions whose memory is in use by work that lasts.
     pub(crate) fn busy(&self) -> impl Iterator<Item = PciAddress> {
         self.running.values().flat_map(|(held, _)| held.memory.iter().copied())

@@ -39,7 +39,9 @@ impl Process {
             Ok(Order::Unbind(order)) => return self.begin_unbinding(order.function, false, stream),
             Ok(Order::Remove(order)) => return self.begin_unbinding(order.function, true, stream),
             Ok(Order::Inspect(_)) => {
-                Ok(self.kernel.usage(socket_peercred(&stream)?.pid.as_raw_nonzero().get()))
+                let usage = self.kernel.usage(socket_peercred(&stream)?.pid.as_raw_nonzero().get());
+                let (lasting, waiting) = self.schedule.lengths();
+                Ok(format!("{usage}lasting-calls = {lasting}\nwaiting-calls = {waiting}\n"))
             }
             Ok(order) => self.carry_out_order(order),
             Err(errno) => Err(errno),
