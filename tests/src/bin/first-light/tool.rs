@@ -2,7 +2,6 @@
 
 //! `vfio-devctl`: what it starts, prints and leaves behind.
 
-use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,6 +13,8 @@ use super::{BELOW_SWITCH, FIRST, ON_ROOT_BUS, SECOND};
 /// A launcher, with its sockets in a folder of its own.
 struct Launched {
     child: Child,
+    /// The process id of the server that it started.
+    server: u32,
     folder: tempfile::TempDir,
 }
 
@@ -27,14 +28,14 @@ impl Launched {
         for device in devices {
             command.args(["--device", device]);
         }
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let launched = Self { child, folder };
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // The face comes last.
-        assert!(
-            wait_until(|| launched.folder.path().join("face").exists()),
-            "the launcher does not get to its end"
-        );
-        launched
+        if !wait_until(|| folder.path().join("face").exists()) {
+            let _ = child.kill();
+            panic!("the launcher does not get to its end");
+        }
+        let server = child_of(child.id()).expect("the launcher has started a server");
+        Self { child, server, folder }
     }
 
     fn ask(&self, arguments: &[&str]) -> Output {
@@ -50,24 +51,31 @@ impl Launched {
 }
 
 impl Drop for Launched {
+    /// Waits for the server, too: the devices are the next test's.
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        wait_until(|| !is_running(self.server));
     }
+}
+
+/// The process that another one started; others may run the same program.
+fn child_of(parent: u32) -> Option<u32> {
+    let parent = format!("PPid:\t{parent}\n");
+    std::fs::read_dir("/proc").unwrap().flatten().find_map(|process| {
+        let status = std::fs::read_to_string(process.path().join("status")).unwrap_or_default();
+        let id = process.file_name().into_string().ok()?.parse().ok()?;
+        status.contains(&parent).then_some(id)
+    })
+}
+
+/// Whether a process has not ended; one that nobody has waited for has no command line any more.
+fn is_running(process: u32) -> bool {
+    std::fs::read(format!("/proc/{process}/cmdline")).is_ok_and(|command| !command.is_empty())
 }
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-fn server_runs() -> bool {
-    let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    processes.into_iter().any(|process| {
-        let command = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        command.split(|byte| *byte == 0).next().is_some_and(|program| {
-            Path::new(&text(program)).file_name().is_some_and(|name| name == "vhost-device-vfio")
-        })
-    })
 }
 
 pub(crate) fn the_tool_names_the_blocker_and_the_remedy() {
@@ -148,7 +156,10 @@ pub(crate) fn the_tool_leaves_nothing_behind() {
     for signal in [Signal::TERM, Signal::KILL] {
         let mut launched = Launched::start(&[FIRST]);
         launched.stop(signal);
-        assert!(wait_until(|| !server_runs()), "the server outlives its launcher after {signal:?}");
+        assert!(
+            wait_until(|| !is_running(launched.server)),
+            "the server outlives its launcher after {signal:?}"
+        );
     }
     let unreachable = Command::new(tool_binary()).args(["info", "--socket", "/nowhere"]).output().unwrap();
     assert_eq!(unreachable.status.code(), Some(3));
