@@ -8,7 +8,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use vfio::Sysfs;
+use vfio::topology::Driver;
+use vfio::{PciAddress, Sysfs};
 
 /// The arguments of a program by which it is told the machine.
 #[derive(Clone, Debug, clap::Args)]
@@ -64,11 +65,6 @@ impl Host {
         self.root.join("dev/vfio/devices").join(name)
     }
 
-    /// The path of an IOMMU group's node, or of the container's, `vfio`.
-    pub fn group(&self, name: &str) -> PathBuf {
-        self.root.join("dev/vfio").join(name)
-    }
-
     /// The folder that everything is below.
     pub fn root(&self) -> &Path {
         &self.root
@@ -86,6 +82,18 @@ impl Host {
     #[cfg(feature = "model")]
     fn is_modelled(&self) -> bool {
         self.root != Path::new("/")
+    }
+
+    /// Opens the VFIO cdev of a function.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` where the function has none; otherwise open's.
+    pub fn open_cdev(&self, address: PciAddress) -> io::Result<File> {
+        match self.sysfs()?.function(address)?.driver {
+            Driver::Vfio { device, .. } => self.open(&self.cdev(&device)),
+            Driver::Kernel(_) | Driver::None => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// Opens a node for reading and writing.

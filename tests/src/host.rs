@@ -11,7 +11,6 @@ use std::sync::OnceLock;
 use vfio::model::order::{DriverOrder, FunctionOrder};
 use vfio::model::topology::KernelVersion;
 use vfio::model::{Machine, Order, Settings, Topology};
-use vfio::topology::Driver;
 use vfio::{PciAddress, Sysfs};
 
 /// The machine that the fixtures of the server use.
@@ -139,10 +138,7 @@ impl Host {
     ///
     /// `NotFound` where the function has none; otherwise open's.
     pub fn open_cdev(&self, address: PciAddress) -> io::Result<File> {
-        match self.sysfs().function(address)?.driver {
-            Driver::Vfio { device, .. } => self.0.open(&self.0.cdev(&device)),
-            Driver::Kernel(_) | Driver::None => Err(io::ErrorKind::NotFound.into()),
-        }
+        self.0.open_cdev(address)
     }
 
     /// Opens a legacy container.

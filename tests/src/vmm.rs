@@ -15,7 +15,6 @@ use vfio::PciAddress;
 
 use crate::guest_memory::GuestMemory;
 use crate::host::Host;
-use crate::node;
 use crate::pci_function::PciFunction;
 use crate::server_process::{PATIENCE, ServerProcess, server_binary, wait_until};
 
@@ -41,13 +40,17 @@ impl Vmm {
 
     /// The same with a server that was started in another way.
     pub fn with_server(server: (ServerProcess, UnixStream)) -> Self {
-        Self::with_address_space(server, node::iommufd(), IoasChoice::Allocate)
+        Self::on_with_server(Host::current(), server)
     }
 
     /// A VMM on another machine than the current one.
     pub fn on(host: &Host) -> Self {
+        Self::on_with_server(host, ServerProcess::start_on(host))
+    }
+
+    fn on_with_server(host: &Host, server: (ServerProcess, UnixStream)) -> Self {
         let iommufd = host.open_iommufd().expect("an iommufd");
-        let vmm = Self::with_address_space(ServerProcess::start_on(host), iommufd, IoasChoice::Allocate);
+        let vmm = Self::with_address_space(server, iommufd, IoasChoice::Allocate);
         Self { host: host.clone(), ..vmm }
     }
 
@@ -66,12 +69,17 @@ impl Vmm {
 
     /// The same with a server that listens at `path`, where more clients can connect.
     pub fn listening(path: &Path) -> Self {
+        Self::listening_on(Host::current(), path)
+    }
+
+    /// The same on another machine than the current one.
+    pub fn listening_on(host: &Host, path: &Path) -> Self {
         let mut command = Command::new(server_binary());
-        command.args(Host::current().arguments()).arg("--socket-path").arg(path);
+        command.args(host.arguments()).arg("--socket-path").arg(path);
         let server = ServerProcess::spawn(command);
         assert!(wait_until(|| UnixStream::connect(path).is_ok()), "nobody listens: {}", server.log());
         let socket = UnixStream::connect(path).expect("the server listens");
-        Self::with_server((server, socket))
+        Self::on_with_server(host, (server, socket))
     }
 
     /// Another control connection to the server of [`Self::listening`].

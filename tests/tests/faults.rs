@@ -30,7 +30,10 @@ fn machine(topology: &str, faults: &[&str]) -> ModelledMachine {
 
 /// A VMM that has handed the pair over.
 fn with_pair(machine: &ModelledMachine) -> Vmm {
-    let mut vmm = Vmm::on(&machine.host());
+    handed_over(Vmm::on(&machine.host()))
+}
+
+fn handed_over(mut vmm: Vmm) -> Vmm {
     vmm.add(1, FIRST).unwrap();
     vmm.add(2, SECOND).unwrap();
     vmm
@@ -88,15 +91,17 @@ fn a_reset_of_a_minute_delays_nobody_else() {
     let faults = vec![fault("call = 'VFIO_DEVICE_PCI_HOT_RESET'\ndelay = 60000")];
     let settings = Settings { faults, virtual_time: true, ..Settings::default() };
     let machine = ModelledMachine::start_with("edu-pair", settings);
-    let Vmm { server, mut control, iommufd, .. } = with_pair(&machine);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control");
+    let vmm = handed_over(Vmm::listening_on(&machine.host(), &path));
+    let mut other = Vmm::connect_again(&path);
+    let Vmm { server, mut control, iommufd, .. } = vmm;
     let reset = std::thread::spawn(move || {
         let report = control.reset(Cookie(1), Some(ResetMethod::Hot), Some(Duration::from_mins(5)));
         report.map(|report| report.outcome)
     });
     server.wait_for_log("reset-begun");
-    // Another VM on the same machine goes on meanwhile; its server is another process.
-    let other = Vmm::on(&machine.host());
-    drop(other);
+    assert_eq!(other.device_info(Cookie(1)).unwrap().address.to_string(), FIRST);
     assert!(!reset.is_finished());
     assert!(wait_until(|| {
         // The request may not have reached the model when the log said so.

@@ -60,16 +60,6 @@ pub(crate) unsafe trait Argument: Default {
     fn named_descriptor(&self) -> Option<RawFd>;
 }
 
-#[cfg(feature = "model")]
-// SAFETY: 32-bit words in even number, then 64-bit words.
-unsafe impl Plain for iommu_ioas_iova_ranges {}
-#[cfg(feature = "model")]
-// SAFETY: two 64-bit words.
-unsafe impl Plain for iommu_iova_range {}
-#[cfg(feature = "model")]
-// SAFETY: 32-bit words in even number, then 64-bit words.
-unsafe impl Plain for iommu_ioas_map {}
-
 macro_rules! argument {
     ($structure:ty, $length_word:ident, $request:expr, $length:expr $(, $descriptor:ident)?) => {
         // SAFETY: a bindgen structure of integers; the request reads and writes only what the length word announces,
@@ -143,6 +133,16 @@ unsafe trait Plain {}
 #[cfg(feature = "model")]
 // SAFETY: `Argument` promises as much.
 unsafe impl<T: Argument> Plain for T {}
+
+#[cfg(feature = "model")]
+// SAFETY: 32-bit words in even number, then 64-bit words.
+unsafe impl Plain for iommu_ioas_iova_ranges {}
+#[cfg(feature = "model")]
+// SAFETY: two 64-bit words.
+unsafe impl Plain for iommu_iova_range {}
+#[cfg(feature = "model")]
+// SAFETY: 32-bit words in even number, then 64-bit words.
+unsafe impl Plain for iommu_ioas_map {}
 
 #[cfg(feature = "model")]
 fn bytes<T: Plain>(structure: &mut T) -> &mut [u8] {

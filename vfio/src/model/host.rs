@@ -73,9 +73,8 @@ impl Kernel {
         if function.driver != Driver::Missing {
             return Err(Errno::BUSY);
         }
-        if let (Driver::Kernel(name), Some(group)) = (&driver, function.iommu_group())
-            && name != "pci-stub"
-            && name != "pcieport"
+        if let Some(group) = function.iommu_group()
+            && driver.uses_dma()
             && self.group_owner(group).is_some_and(|owner| owner != Owner::Driver)
         {
             return Err(Errno::INVAL);
@@ -191,6 +190,11 @@ impl Kernel {
     /// Whether a function's cdev can be opened: without an IOMMU from 7.3 on only.
     pub(super) fn has_node(&self, function: &PciFunction) -> bool {
         function.iommu_group().is_some() || self.version() == KernelVersion::Linux7_3
+    }
+
+    /// Whether there is no IOMMU for a function.
+    pub(crate) fn is_without_iommu(&self, address: PciAddress) -> bool {
+        self.functions.get(&address).is_some_and(|function| function.iommu_group().is_none())
     }
 
     /// The group that vfio makes up for a function without an IOMMU while it drives it.

@@ -12,12 +12,12 @@
 //! | `function` and what it is made of | the devices |
 //! | `kernel`, `pci_function`, `hot_reset`, `legacy_group`, `iommufd`, `host`, `system_call` | the kernel's objects and rules, without time and sockets |
 //! | `locks`, `schedule`, [`fault`] | what waits for what, what lasts, what fails |
-//! | `process`, [`machine`], [`order`] | running it |
+//! | `process`, `machine`, [`order`] | running it |
 //! | `wire`, `client` | system calls by message |
 
 mod argument;
 mod caller;
-pub mod client;
+pub(crate) mod client;
 mod decision;
 #[cfg(test)]
 mod direct;
@@ -29,11 +29,11 @@ mod iommufd;
 mod kernel;
 mod legacy_group;
 mod locks;
-pub mod machine;
+mod machine;
 mod memory_map;
 pub mod order;
 mod pci_function;
-pub mod process;
+mod process;
 mod schedule;
 pub(crate) mod sysfs;
 mod system_call;

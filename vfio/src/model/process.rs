@@ -360,12 +360,7 @@ impl Process {
             if self.shown.get(address) != Some(state) {
                 let (driver, cdev) = state;
                 self.sysfs.set_driver(*address, driver, cdev.clone())?;
-                if self
-                    .kernel
-                    .topology()
-                    .function(*address)
-                    .is_some_and(|function| function.iommu_group.is_none())
-                {
+                if self.kernel.is_without_iommu(*address) {
                     self.sysfs.set_no_iommu_group(*address, self.kernel.no_iommu_group(*address))?;
                 }
             }

@@ -261,6 +261,13 @@ impl Driver {
     }
 }
 
+impl Driver {
+    /// Whether it uses the DMA of its function's IOMMU group, of which there is one user. Those of ports and pci-stub do not.
+    pub fn uses_dma(&self) -> bool {
+        matches!(self, Self::Kernel(name) if name != "pcieport" && name != "pci-stub")
+    }
+}
+
 impl Endpoint {
     /// Whether it is a virtual function.
     pub const fn is_virtual(&self) -> bool {

@@ -6,32 +6,30 @@ use std::error::Error;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use command_fds::{CommandFdExt, FdMapping};
 use protocol::ControlClient;
 use protocol::extension::{Cookie, Face, IoasChoice, ResetMethod};
 use protocol::vfio_user::{Capabilities, Client};
 use protocol::vhost_user::MemoryRegion;
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::process::{Pid, Signal};
 use vfio::PciAddress;
 use vfio::config_space::command;
 use vfio::model::order::{DriverOrder, FunctionOrder};
 use vfio::model::{Machine, Order, Settings, Topology};
-use vfio::topology::Driver;
 use vhost_device_vfio::host::Host;
 
+use crate::launch::RunningServer;
 use crate::tool_error::ToolError;
 use crate::view::{DeviceView, ResetGroupView, ResetView, View};
 
 /// One slot, two functions, two IOMMU groups.
 const TOPOLOGY: &str = include_str!("../../../../vfio/topologies/edu-igb.toml");
 const PATIENCE: Duration = Duration::from_secs(10);
-const CONTROL_FD: i32 = 3;
 const EDU: Cookie = Cookie(1);
 const IGB: Cookie = Cookie(2);
 const GUEST_MEMORY: u64 = 16 << 20;
@@ -61,9 +59,9 @@ fn show() -> Outcome {
     println!("A modelled machine with a card of two functions: {edu} is for a VM, the host uses {igb}.");
 
     step("A server starts. It opens nothing: the launcher hands it an iommufd and the first function.");
-    let mut server = Server::start(&host)?;
+    let mut server = Server::start(&host, &folder.path().join("control"))?;
     server.client.set_iommufd(host.open(&host.iommufd())?, IoasChoice::Allocate)?;
-    server.client.add_device(EDU, open(&host, edu)?)?;
+    server.client.add_device(EDU, host.open_cdev(edu)?)?;
     server.show_devices()?;
 
     step("The VMM hands over guest memory, drives the device, and the device copies memory by DMA.");
@@ -84,14 +82,15 @@ fn show() -> Outcome {
     server.show_group()?;
 
     step("… and hand it over too.");
-    server.client.add_device(IGB, open(&host, igb)?)?;
+    server.client.add_device(IGB, host.open_cdev(igb)?)?;
     server.show_group()?;
 
     step("Now one reset takes both, quiesced before and restored after.");
     let report = server.client.reset(EDU, Some(ResetMethod::Hot), None)?;
     let view = ResetView::new(&server.client.device_info(EDU)?, &report);
     println!("{}", view.text());
-    server.stop()?;
+    server.process.stop()?;
+    drop(server);
 
     step("The server is gone, and so is everything it held:");
     print!("{}", machine.order(&Order::Inspect(vfio::model::order::Nothing {}))?);
@@ -100,13 +99,6 @@ fn show() -> Outcome {
 
 fn step(text: &str) {
     println!("\n# {text}");
-}
-
-fn open(host: &Host, address: PciAddress) -> Outcome<File> {
-    match host.sysfs()?.function(address)?.driver {
-        Driver::Vfio { device, .. } => Ok(host.open(&host.cdev(&device))?),
-        Driver::Kernel(_) | Driver::None => Err(format!("{address} is on no VFIO driver").into()),
-    }
 }
 
 fn guest_memory() -> Outcome<File> {
@@ -122,31 +114,22 @@ const fn region() -> MemoryRegion {
 
 /// The server as a process of its own, and a session with it.
 struct Server {
-    child: Child,
+    process: RunningServer,
     client: ControlClient,
 }
 
 impl Server {
-    fn start(host: &Host) -> Outcome<Self> {
-        let (near, far) = UnixStream::pair()?;
+    fn start(host: &Host, socket: &Path) -> Outcome<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command
-            .arg0(SERVER)
-            .args(["--log-level", "error", "--fd", &CONTROL_FD.to_string()])
-            .args(host.arguments());
-        command.fd_mappings(vec![FdMapping { parent_fd: far.into(), child_fd: CONTROL_FD }])?;
-        let child = command.spawn()?;
-        let mut client = ControlClient::new(near, PATIENCE);
+        command.arg0(SERVER).args(["--log-level", "error"]).args(host.arguments());
+        let process = RunningServer::spawn(command, UnixListener::bind(socket)?)?;
+        let mut client = ControlClient::new(UnixStream::connect(socket)?, PATIENCE);
         client.negotiate()?;
-        Ok(Self { child, client })
+        Ok(Self { process, client })
     }
 
     fn show_devices(&mut self) -> Outcome {
-        let devices = self.client.list_devices()?;
-        let devices = devices
-            .into_iter()
-            .map(|cookie| self.client.device_info(cookie))
-            .collect::<Result<Vec<_>, _>>()?;
+        let devices = crate::all_devices(&mut self.client)?;
         println!("$ vfio-devctl info\n{}", DeviceView::list(&devices).text().trim_end());
         Ok(())
     }
@@ -171,20 +154,6 @@ impl Server {
         memory.read_exact_at(&mut found, TO)?;
         println!("At guest address {TO:#x} is now: \"{}\"", String::from_utf8_lossy(&found));
         if found == SENTENCE { Ok(()) } else { Err("the copy did not arrive".into()) }
-    }
-
-    fn stop(mut self) -> Outcome {
-        rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM)?;
-        let status = self.child.wait()?;
-        if status.success() { Ok(()) } else { Err(format!("the server ended with {status}").into()) }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Already waited for, unless something failed on the way.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

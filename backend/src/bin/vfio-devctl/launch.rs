@@ -72,7 +72,9 @@ impl Launch {
                 signal.try_clone().and_then(|signal| signal_hook::low_level::pipe::register(number, signal));
             registered.map_err(|error| failed(&error))?;
         }
-        let mut child = RunningServer::spawn(&server, host, listener).map_err(|error| failed(&error))?;
+        let mut command = Command::new(&server);
+        command.args(host.arguments());
+        let mut child = RunningServer::spawn(command, listener).map_err(|error| failed(&error))?;
         let mut client = crate::connect(&self.socket)?;
         let _face_paths = self.hand_over(&mut client, iommufd, devices)?;
         DeviceView::list(&crate::all_devices(&mut client)?).print(json)?;
@@ -136,15 +138,14 @@ fn open(host: &Host, path: &Path) -> Result<File, ToolError> {
 }
 
 /// The server as our child; however we end, it does not outlive us.
-struct RunningServer {
+pub(crate) struct RunningServer {
     child: Child,
     _lifeline: UnixStream,
 }
 
 impl RunningServer {
-    fn spawn(path: &Path, host: &Host, control: UnixListener) -> io::Result<Self> {
-        let mut command = Command::new(path);
-        command.args(host.arguments());
+    /// Starts the server of `command`, with its sockets as its last arguments.
+    pub(crate) fn spawn(mut command: Command, control: UnixListener) -> io::Result<Self> {
         let (lifeline, far_end) = UnixStream::pair()?;
         let inherited = [(far_end.into(), LIFELINE_FD), (control.into(), CONTROL_FD)];
         for (_, number) in &inherited {
@@ -155,7 +156,7 @@ impl RunningServer {
         Ok(Self { child: command.spawn()?, _lifeline: lifeline })
     }
 
-    fn stop(&mut self) -> io::Result<()> {
+    pub(crate) fn stop(&mut self) -> io::Result<()> {
         if self.child.try_wait()?.is_none() {
             rustix::process::kill_process(
                 rustix::process::Pid::from_child(&self.child),

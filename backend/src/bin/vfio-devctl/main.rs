@@ -22,8 +22,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use protocol::ControlClient;
 use protocol::extension::{Cookie, DEFAULT_RESET_DEADLINE, DeviceInfo, LONGEST_ATTEMPT, ResetMethod};
+use protocol::{ClientError, ControlClient};
 use vhost_device_vfio::host::{Host, HostArguments};
 
 use self::launch::Launch;
@@ -145,9 +145,9 @@ fn connect(path: &Path) -> Result<ControlClient, ToolError> {
     Ok(client)
 }
 
-fn all_devices(client: &mut ControlClient) -> Result<Vec<DeviceInfo>, ToolError> {
+fn all_devices(client: &mut ControlClient) -> Result<Vec<DeviceInfo>, ClientError> {
     let cookies = client.list_devices()?;
-    cookies.into_iter().map(|cookie| Ok(client.device_info(cookie)?)).collect()
+    cookies.into_iter().map(|cookie| client.device_info(cookie)).collect()
 }
 
 /// The device that a person means.

@@ -305,16 +305,7 @@ impl VmView {
     }
 
     fn table(&self, is_named: bool) -> String {
-        let mut table = Table::new(&[
-            "address",
-            "in this VM as",
-            "group",
-            "cdev",
-            "driver",
-            "owned",
-            "blocks",
-            "what to do",
-        ]);
+        let mut table = Table::of_functions();
         for function in &self.functions {
             let owned = match (&function.owner, function.ownership) {
                 (Some(vm), _) => format!("by VM `{vm}`"),

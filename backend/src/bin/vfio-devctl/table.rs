@@ -8,6 +8,11 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    /// A table of the functions of a reset group.
+    pub(crate) fn of_functions() -> Self {
+        Self::new(&["address", "in this VM as", "group", "cdev", "driver", "owned", "blocks", "what to do"])
+    }
+
     pub(crate) fn new(titles: &[&str]) -> Self {
         Self { rows: vec![titles.iter().map(ToString::to_string).collect()] }
     }

@@ -211,16 +211,7 @@ impl View for ResetGroupView {
         if let Some(tree) = &self.tree {
             return format!("{} {verdict} (generation {}).\n{tree}", self.device, self.generation);
         }
-        let mut table = Table::new(&[
-            "address",
-            "in this VM as",
-            "group",
-            "cdev",
-            "driver",
-            "owned",
-            "blocks",
-            "what to do",
-        ]);
+        let mut table = Table::of_functions();
         for function in &self.functions {
             table.row(&[
                 function.address.clone(),

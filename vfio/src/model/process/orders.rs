@@ -24,6 +24,13 @@ pub(super) struct Unbinding {
     told: Option<UnixStream>,
 }
 
+/// What an order is answered.
+enum Answer {
+    Now(String),
+    /// Whoever gave it is told when it is done.
+    Later,
+}
+
 impl Process {
     /// An order is short, and whoever gives one sends it at once.
     pub(super) fn take_order(&mut self) -> io::Result<()> {
@@ -35,24 +42,26 @@ impl Process {
             Ok(_) => toml::from_str(&text).map_err(|_| Errno::INVAL),
             Err(_) => Err(Errno::TIMEDOUT),
         };
-        let outcome = match order {
-            Ok(Order::Unbind(order)) => return self.begin_unbinding(order.function, false, stream),
-            Ok(Order::Remove(order)) => return self.begin_unbinding(order.function, true, stream),
-            Ok(Order::Inspect(_)) => {
-                let usage = self.kernel.usage(socket_peercred(&stream)?.pid.as_raw_nonzero().get());
-                let (lasting, waiting) = self.schedule.lengths();
-                Ok(format!("{usage}lasting-calls = {lasting}\nwaiting-calls = {waiting}\n"))
-            }
-            Ok(order) => self.carry_out_order(order),
-            Err(errno) => Err(errno),
-        };
+        let answer = order.and_then(|order| self.carry_out_order(order, &stream));
         self.changed();
-        tell(stream, outcome);
+        match answer {
+            Ok(Answer::Now(text)) => tell(stream, Ok(text)),
+            Ok(Answer::Later) => {}
+            Err(errno) => tell(stream, Err(errno)),
+        }
         Ok(())
     }
 
-    fn carry_out_order(&mut self, order: Order) -> Result<String, Errno> {
+    fn carry_out_order(&mut self, order: Order, stream: &UnixStream) -> Result<Answer, Errno> {
         match order {
+            Order::Unbind(order) => return self.unbind_and_tell(order.function, false, stream),
+            Order::Remove(order) => return self.unbind_and_tell(order.function, true, stream),
+            Order::Inspect(_) => {
+                let usage = self.kernel.usage(socket_peercred(stream)?.pid.as_raw_nonzero().get());
+                let (lasting, waiting) = self.schedule.lengths();
+                let calls = format!("lasting-calls = {lasting}\nwaiting-calls = {waiting}\n");
+                return Ok(Answer::Now(usage + &calls));
+            }
             Order::Bind(order) => self.kernel.bind_driver(order.function, driver(&order.driver)?)?,
             Order::Add(text) => self.kernel.hotplug(&text.parse().map_err(|_| Errno::INVAL)?)?,
             Order::Fault(fault) => self.faults.add(*fault),
@@ -67,23 +76,18 @@ impl Process {
                 Clock::Virtual(now) => *now += Duration::from_millis(milliseconds),
                 Clock::Real(_) => return Err(Errno::INVAL),
             },
-            // These are not carried out at once, or need to know who gave them.
-            Order::Unbind(_) | Order::Remove(_) | Order::Inspect(_) => return Err(Errno::INVAL),
         }
-        Ok(String::new())
+        Ok(Answer::Now(String::new()))
     }
 
-    fn begin_unbinding(
+    fn unbind_and_tell(
         &mut self,
         function: PciAddress,
         and_remove: bool,
-        stream: UnixStream,
-    ) -> io::Result<()> {
-        let told = stream.try_clone()?;
-        if let Err(errno) = self.unbind(function, and_remove, Some(told)) {
-            tell(stream, Err(errno));
-        }
-        Ok(())
+        stream: &UnixStream,
+    ) -> Result<Answer, Errno> {
+        let told = stream.try_clone().map_err(|_| Errno::NFILE)?;
+        self.unbind(function, and_remove, Some(told)).map(|()| Answer::Later)
     }
 
     pub(super) fn unbind(
