@@ -7,6 +7,7 @@
 
 use zerocopy::TryFromBytes;
 
+mod coordination;
 mod device;
 mod failure;
 mod handover;
@@ -14,6 +15,10 @@ mod reset;
 mod reset_group;
 mod version;
 
+pub use coordination::{
+    AbortCause, BrokerMessage, CoordinationId, CoordinationRequest, MAX_SET_FUNCTIONS, MemberMessage,
+    MemberName, Preparation, ResetPolicy, ResetRequestId,
+};
 pub use device::{DeviceFlags, DeviceInfo, IommuGroup, ListDevicesReply, Name, PciAddress};
 pub use failure::{Failure, LastFailure, LastFailureReply, ReplyStatus};
 pub(crate) use failure::{errno_from_wire, wire_errno};
