@@ -143,8 +143,6 @@ pub enum BrokerMessage {
     Grant {
         /// Which reset.
         coordination: CoordinationId,
-        /// For how long a busy kernel may be asked again.
-        tries: Duration,
     },
     /// The set was reset: restore.
     Done {
@@ -179,7 +177,9 @@ pub struct Preparation {
     pub target: PciAddress,
     /// How far it may reach.
     pub policy: ResetPolicy,
-    /// How long the whole may take. A server that has heard no end by then restores on its own.
+    /// How long from now on the kernel may be asked by the server that is granted it; a grant that comes later is void.
+    pub tries: Duration,
+    /// How long from now on the whole may take. A server that has heard no end by then restores on its own.
     pub patience: Duration,
     /// The functions that it hits; at most [`MAX_SET_FUNCTIONS`].
     pub functions: Vec<PciAddress>,

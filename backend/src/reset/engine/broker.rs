@@ -84,7 +84,8 @@ pub type Verdict = Result<(ResetOutcome, u32), AbortCause>;
 pub struct Patience {
     /// To Prepare: quiescing, and before that perhaps a function reset that is under way.
     pub prepare: Duration,
-    /// To Grant, beyond the tries: the one that is under way when they are over.
+    /// To Grant, from the moment on at which nothing more may be begun: the attempt that is under way then. Longer than an
+    /// attempt and [`Self::prepare`] together, because servers count from when they have read Prepare.
     pub attempt: Duration,
     /// To Done and Abort.
     pub restore: Duration,
@@ -92,8 +93,8 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        let margin = Duration::from_secs(2);
-        Self { prepare: margin, attempt: LONGEST_ATTEMPT + margin, restore: margin }
+        let step = Duration::from_secs(2);
+        Self { prepare: step, attempt: LONGEST_ATTEMPT + 2 * step, restore: step }
     }
 }
 
@@ -210,24 +211,13 @@ impl Broker {
             MemberMessage::Ready { coordination, lost } => self.hear_ready(coordination, member, lost, now),
             MemberMessage::Refused { coordination, device } => {
                 let cause = AbortCause::MemberRefused { member: self.name(member), device };
-                if let Some(reset) = self.take(coordination, member) {
-                    self.abort_unfinished(coordination, reset, cause, now);
-                }
+                self.withdraw(coordination, member, cause, now);
             }
             MemberMessage::Fired { coordination, result, attempts } => {
                 self.hear_fired(coordination, member, result, attempts, now);
             }
             MemberMessage::Restored { coordination, lost } => {
-                let Some(mut reset) = self.take(coordination, member) else { return };
-                reset.lost.extend(lost);
-                if let Phase::Finishing(pending, _) = &mut reset.phase {
-                    pending.remove(&member);
-                    self.go_on(coordination, reset);
-                } else {
-                    // It has given up before it heard an end: as if it were gone.
-                    let cause = AbortCause::MemberSilent(self.name(member));
-                    self.abort_unfinished(coordination, reset, cause, now);
-                }
+                self.hear_restored(coordination, member, lost, now);
             }
         }
     }
@@ -268,6 +258,7 @@ impl Broker {
             coordination,
             target,
             policy,
+            tries: tries - now,
             patience: self.patience.prepare + (tries - now) + self.patience.attempt + self.patience.restore,
             functions: functions.iter().copied().collect(),
         };
@@ -300,10 +291,9 @@ impl Broker {
             && pending.remove(&member)
             && pending.is_empty()
         {
-            let tries = reset.tries.max(now) - now;
-            self.actions.push(Action::Tell(reset.leader, BrokerMessage::Grant { coordination, tries }));
+            self.actions.push(Action::Tell(reset.leader, BrokerMessage::Grant { coordination }));
             reset.phase = Phase::Granted;
-            reset.until = now + tries + self.patience.attempt;
+            reset.until = reset.tries.max(now) + self.patience.attempt;
         }
         self.resets.insert(coordination, reset);
     }
@@ -357,19 +347,41 @@ impl Broker {
         }
     }
 
-    /// Gives up what has not ended yet.
-    fn abort_unfinished(
+    fn hear_restored(
         &mut self,
         coordination: CoordinationId,
-        reset: Reset,
-        cause: AbortCause,
+        member: MemberId,
+        lost: Vec<PciAddress>,
         now: Instant,
     ) {
-        if let Phase::Finishing(..) = reset.phase {
-            self.resets.insert(coordination, reset);
-        } else {
-            self.finish(coordination, reset, Err(cause), now);
+        let Some(mut reset) = self.take(coordination, member) else { return };
+        reset.lost.extend(lost);
+        if let Phase::Finishing(pending, _) = &mut reset.phase {
+            pending.remove(&member);
+            return self.go_on(coordination, reset);
         }
+        self.resets.insert(coordination, reset);
+        // It has given up before it heard an end.
+        self.withdraw(coordination, member, AbortCause::MemberSilent(self.name(member)), now);
+    }
+
+    /// A server does not take part, or not any more. Once the kernel is asked only the one that asks it can end that: as
+    /// long as it may, nobody else must be told to restore.
+    fn withdraw(&mut self, coordination: CoordinationId, member: MemberId, cause: AbortCause, now: Instant) {
+        let Some(mut reset) = self.take(coordination, member) else { return };
+        let is_its_end = match reset.phase {
+            Phase::Preparing(_) => true,
+            Phase::Granted => reset.leader == member,
+            Phase::Finishing(..) => false,
+        };
+        if is_its_end {
+            return self.finish(coordination, reset, Err(cause), now);
+        }
+        if let Phase::Granted = reset.phase {
+            reset.members.remove(&member);
+            reset.missing.push(self.name(member));
+        }
+        self.resets.insert(coordination, reset);
     }
 
     /// Tells all how it ended, and waits for them to restore.

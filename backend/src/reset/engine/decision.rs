@@ -25,10 +25,10 @@ impl Engine {
         let Some(device) = self.devices.get(&target) else {
             return self.answer(asker, Err(Refusal::UnknownDevice), now);
         };
-        if let Some(reset) =
-            self.resets.values_mut().find(|reset| reset.is_launched() && reset.affects(target))
-        {
-            let line = if reset.serves(&asker.request) { &mut reset.askers } else { &mut self.waiting };
+        let address = device.address;
+        if let Some(reset) = self.resets.values_mut().find(|reset| reset.holds(address)) {
+            let is_served = reset.affects(target) && reset.serves(&asker.request);
+            let line = if is_served { &mut reset.askers } else { &mut self.waiting };
             return line.push(asker);
         }
         if let (Demand::Clean, Condition::Clean(cleaning)) = (asker.request.demand, &device.condition) {
@@ -131,7 +131,8 @@ impl Engine {
         if let (Some(sibling), false) = (elsewhere, self.has_broker) {
             return self.pass_over(reset.askers, reset.rung, &Reason::SiblingElsewhere(sibling), now);
         }
-        let shares = |other: &&mut Reset| other.is_settled() && !other.scope.is_disjoint(&reset.scope);
+        let shares =
+            |other: &&mut Reset| other.is_settled() && !other.functions.is_disjoint(&reset.functions);
         if let Some(other) = self.resets.values_mut().find(shares) {
             let (joining, mut left): (Vec<_>, Vec<_>) = reset
                 .askers
@@ -183,7 +184,7 @@ impl Engine {
             matches!(reset.phase, Phase::Waiting)
                 && !others.any(|(other, before)| {
                     let comes_first = before.is_launched() || before.is_settled() && other < id;
-                    comes_first && !before.scope.is_disjoint(&reset.scope)
+                    comes_first && !before.functions.is_disjoint(&reset.functions)
                 })
         };
         let Some(id) = self.resets.iter().find(is_free).map(|(id, _)| *id) else { return false };

@@ -3,7 +3,7 @@
 //! This process as one of several whose resets a broker coordinates.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use protocol::extension::{
     AbortCause, BrokerMessage, Cookie, CoordinationId, MemberMessage, Preparation, ResetRequestId,
@@ -23,7 +23,7 @@ impl Engine {
         }
         match message {
             BrokerMessage::Prepare(preparation) => self.prepare(preparation, now),
-            BrokerMessage::Grant { coordination, tries } => self.use_grant(coordination, tries, now),
+            BrokerMessage::Grant { coordination } => self.use_grant(coordination, now),
             BrokerMessage::Done { coordination, request, outcome, attempts, missing } => {
                 self.hear_end(coordination, request, Ok(Fired { outcome, attempts, missing }), now);
             }
@@ -40,7 +40,7 @@ impl Engine {
 
     /// Others want the set reset, or we did.
     fn prepare(&mut self, preparation: Preparation, now: Instant) {
-        let Preparation { coordination, target, policy, patience, functions } = preparation;
+        let Preparation { coordination, target, policy, tries, patience, functions } = preparation;
         let functions = functions.into_iter().collect();
         let scope = self.devices_at(&functions);
         // Whoever waits for a reset of this set that has not begun has it with this one.
@@ -69,7 +69,7 @@ impl Engine {
             target,
             policy,
             patience: now + patience,
-            tries: None,
+            tries: now + tries,
             verdict: None,
             answered: None,
         });
@@ -95,17 +95,18 @@ impl Engine {
         }
     }
 
-    fn use_grant(&mut self, coordination: CoordinationId, tries: Duration, now: Instant) {
-        let taken = self.take_coordinated(coordination);
-        if let Some((id, mut reset)) = taken {
-            if let (Phase::Ready, Some(coordination)) = (&reset.phase, &mut reset.coordination) {
-                coordination.tries = Some(now + tries);
+    fn use_grant(&mut self, coordination: CoordinationId, now: Instant) {
+        let mut errno = Errno::PROTO;
+        if let Some((id, reset)) = self.take_coordinated(coordination) {
+            let is_in_time = reset.tries_until().is_some_and(|until| now < until);
+            if let (Phase::Ready, true) = (&reset.phase, is_in_time) {
                 return self.attempt(id, reset, now);
             }
+            errno = if is_in_time { errno } else { Errno::TIMEDOUT };
             self.resets.insert(id, reset);
         }
-        // It was given up here, and the broker must not wait for it.
-        self.tell_broker(MemberMessage::Fired { coordination, result: Err(Errno::PROTO), attempts: 0 });
+        // The broker must not wait for it.
+        self.tell_broker(MemberMessage::Fired { coordination, result: Err(errno), attempts: 0 });
     }
 
     /// The broker says how a reset ended.

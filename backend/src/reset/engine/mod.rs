@@ -211,10 +211,7 @@ impl Engine {
     fn add_device(&mut self, name: Cookie, device: Device) {
         let address = device.address;
         self.devices.insert(name, device);
-        let held = self
-            .resets
-            .iter_mut()
-            .find(|(_, reset)| reset.is_launched() && reset.functions.contains(&address));
+        let held = self.resets.iter_mut().find(|(_, reset)| reset.holds(address));
         let Some((id, reset)) = held else { return };
         // It came while its set is being reset: it is treated as those that were there before, as far as it can be.
         let id = *id;

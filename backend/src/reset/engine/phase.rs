@@ -91,8 +91,8 @@ pub(super) struct Coordination {
     pub(super) policy: ResetPolicy,
     /// When it is given up if the broker has said no end.
     pub(super) patience: Instant,
-    /// Until when a busy kernel may be asked again, once granted.
-    pub(super) tries: Option<Instant>,
+    /// Until when the kernel may be asked, if that is granted to us.
+    pub(super) tries: Instant,
     /// What the broker said, or what follows from its silence.
     pub(super) verdict: Option<Ending>,
     /// Which request of ours that answers.
@@ -137,7 +137,7 @@ impl Reset {
         }
     }
 
-    /// Whether it holds its devices: from the first quiesce to the last restore.
+    /// Whether it has begun and is not over: from the first quiesce to the last restore.
     pub(super) const fn is_launched(&self) -> bool {
         match self.phase {
             Phase::Querying | Phase::Waiting | Phase::Asking(_) | Phase::Declined => false,
@@ -153,6 +153,11 @@ impl Reset {
     /// Whether it knows what it hits and will come to that.
     pub(super) const fn is_settled(&self) -> bool {
         self.is_launched() || matches!(self.phase, Phase::Waiting | Phase::Asking(_))
+    }
+
+    /// Whether nobody else may reset the function meanwhile, be it ours or not.
+    pub(super) fn holds(&self, function: PciAddress) -> bool {
+        self.is_launched() && self.functions.contains(&function)
     }
 
     /// Whether it hits the device, as far as is known.
@@ -185,7 +190,7 @@ impl Reset {
     /// Until when a busy kernel is asked again; `None` if nobody waits for that.
     pub(super) fn tries_until(&self) -> Option<Instant> {
         match &self.coordination {
-            Some(coordination) => coordination.tries.filter(|_| coordination.verdict.is_none()),
+            Some(coordination) => Some(coordination.tries).filter(|_| coordination.verdict.is_none()),
             None => self.askers.iter().map(|asker| asker.request.deadline.tries()).max(),
         }
     }

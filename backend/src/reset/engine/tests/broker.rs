@@ -108,7 +108,7 @@ fn the_grant_comes_when_all_are_ready_and_goes_to_whoever_asked() {
     let mut office = Office::with(2);
     office.request(2, &[1, 2], LONG);
     assert_eq!(office.ready(2, FIRST), []);
-    let grant = BrokerMessage::Grant { coordination: FIRST, tries: LONG };
+    let grant = BrokerMessage::Grant { coordination: FIRST };
     assert_eq!(office.ready(1, FIRST), [Action::Tell(MemberId(2), grant)]);
 }
 

@@ -30,6 +30,8 @@ pub(super) struct Server {
     pub(super) is_connected: bool,
     /// It does nothing any more, and its connection stays.
     pub(super) is_hung: bool,
+    /// It did nothing for a while.
+    pub(super) was_hung: bool,
 }
 
 impl Server {
@@ -52,6 +54,9 @@ pub(super) struct House {
     pub(super) attempts: Vec<u64>,
     /// Whether the broker has been there all the time, so that nobody may reset what others have not quiesced.
     pub(super) is_orderly: bool,
+    /// All functions of the set.
+    pub(super) functions: BTreeSet<u64>,
+    deadlines: BTreeMap<RequestId, Instant>,
     last_request: u64,
 }
 
@@ -70,6 +75,8 @@ impl House {
             concluded: Vec::new(),
             attempts: Vec::new(),
             is_orderly: true,
+            functions: devices.iter().copied().flatten().copied().collect(),
+            deadlines: BTreeMap::new(),
             last_request: 0,
         };
         for (server, devices) in (1..).zip(devices) {
@@ -82,6 +89,7 @@ impl House {
                 answers: BTreeMap::new(),
                 is_connected: false,
                 is_hung: false,
+                was_hung: false,
             });
             for device in *devices {
                 let function_reset = FunctionReset::None;
@@ -100,7 +108,9 @@ impl House {
         for server in self.servers.keys().copied().collect::<Vec<_>>() {
             let devices = self.servers[&server].devices.iter().map(|device| address(*device)).collect();
             self.server(server).is_connected = true;
-            self.tell(server, Event::BrokerFound);
+            if !self.servers[&server].is_hung {
+                self.tell(server, Event::BrokerFound);
+            }
             self.tell_broker(broker::Event::Joined { member: MemberId(server), name: name(server), devices });
         }
     }
@@ -116,6 +126,7 @@ impl House {
     pub(super) fn ask_within(&mut self, server: u64, device: u64, deadline: Duration) -> RequestId {
         self.last_request += 1;
         let id = RequestId(self.last_request);
+        self.deadlines.insert(id, self.now + deadline);
         self.tell(
             server,
             Event::Asked(Request {
@@ -134,7 +145,7 @@ impl House {
     pub(super) fn tell(&mut self, number: u64, event: Event) {
         let now = self.now;
         let mut attempted = None;
-        let server = self.server(number);
+        let server = self.servers.get_mut(&number).expect("the server is gone");
         for action in server.engine.handle(event, now) {
             match action {
                 Action::Query(..) | Action::Quiesce(..) | Action::Restore(..) => {
@@ -146,6 +157,10 @@ impl House {
                 }
                 Action::TellBroker(message) if server.is_connected => server.to_broker.push_back(message),
                 Action::Answer(request, result) => {
+                    assert!(
+                        server.was_hung || now <= self.deadlines[&request],
+                        "{request:?} is answered too late"
+                    );
                     assert!(
                         server.answers.insert(request, *result).is_none(),
                         "{request:?} is answered twice"
@@ -232,10 +247,13 @@ impl House {
         }
     }
 
-    /// Every device that a server has bound; what a server leaves behind is of a group of theirs.
+    /// Every function: bound, as long as its server lives, and else of a group with one that is.
     fn scope(&self) -> Scope {
-        let bound: Vec<_> = self.servers.values().flat_map(|server| server.devices.iter().copied()).collect();
-        set_of(&bound)
+        let functions = self.functions.iter().map(|number| {
+            let is_bound = self.servers.values().any(|server| server.devices.contains(number));
+            function(*number, if is_bound { Ownership::Ours } else { Ownership::Implied })
+        });
+        Scope::Functions { is_available: true, functions: functions.collect() }
     }
 
     /// Everything that can happen happens, without time passing. False if nothing can.

@@ -211,10 +211,6 @@ impl Desk {
         self.now = end;
     }
 
-    fn broker_says(&mut self, message: BrokerMessage) {
-        self.tell(Event::BrokerSaid(message));
-    }
-
     fn answer(&self, request: RequestId) -> &Result<Report, Refusal> {
         self.answers.get(&request).unwrap_or_else(|| panic!("{request:?} is not answered"))
     }
