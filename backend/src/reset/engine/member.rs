@@ -16,6 +16,9 @@ use super::ladder::{Reason, Rung};
 use super::phase::{Coordination, Ending, Fired, Phase, Reset};
 use super::{Engine, policy};
 
+/// Most resets that a broker coordinates at once; more are as if they were not heard of.
+const MAX_COORDINATED: usize = 64;
+
 impl Engine {
     pub(super) fn hear_broker(&mut self, message: BrokerMessage, now: Instant) {
         if !self.has_broker {
@@ -40,6 +43,10 @@ impl Engine {
 
     /// Others want the set reset, or we did.
     fn prepare(&mut self, preparation: Preparation, now: Instant) {
+        let coordinated = self.resets.values().filter(|reset| reset.coordination.is_some());
+        if coordinated.count() >= MAX_COORDINATED {
+            return;
+        }
         let Preparation { coordination, target, policy, tries, patience, functions } = preparation;
         let functions = functions.into_iter().collect();
         let scope = self.devices_at(&functions);
@@ -122,11 +129,6 @@ impl Engine {
         };
         if let Some(coordination) = &mut reset.coordination {
             coordination.answered = answered;
-            if coordination.verdict.is_some() {
-                // It was given up here, and its end will be told.
-                self.resets.insert(id, reset);
-                return;
-            }
         }
         self.decide(id, reset, verdict, now);
     }

@@ -244,10 +244,8 @@ impl Engine {
             reset.scope.remove(&name);
             if reset.is_launched() {
                 reset.lost.push(Loss { device: name, address: device.address, how: HowLost::Removed });
-                if let Phase::Quiescing(pending) | Phase::Restoring(pending, _) = &mut reset.phase {
-                    pending.remove(&name);
-                }
-                self.go_on(id, reset, now);
+                // What the kernel does about it now is waited for.
+                self.resets.insert(id, reset);
             } else {
                 self.go_on_without_target(id, reset, name);
             }

@@ -69,7 +69,7 @@ impl Office {
     }
 }
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 fn name(member: u64) -> MemberName {
     MemberName::new(&format!("server{member}"))
@@ -265,4 +265,53 @@ fn a_set_is_taken_as_the_one_who_asks_has_seen_it() {
     let mut office = Office::with(3);
     office.tell(Event::DevicesChanged(MemberId(3), [address(3), address(4)].into()));
     assert_eq!(prepared(&office.request(1, &[1, 4], LONG)), [(1, FIRST), (3, FIRST)]);
+}
+
+#[test]
+fn requests_for_one_set_take_their_turns() {
+    let mut office = Office::with(3);
+    for member in 1..=3 {
+        office.request(member, &[1, 2, 3], LONG);
+    }
+    for member in 1..=3 {
+        office.ready(member, FIRST);
+    }
+    office.fired(1, Err(Errno::IO));
+    office.restored(1);
+    office.restored(2);
+    assert_eq!(prepared(&office.restored(3)), [(1, SECOND), (2, SECOND), (3, SECOND)], "one at a time");
+}
+
+#[test]
+fn a_member_that_gives_up_while_another_resets_ends_nothing() {
+    let mut office = Office::with(2);
+    office.request(1, &[1, 2], LONG);
+    office.ready(1, FIRST);
+    office.ready(2, FIRST);
+    assert_eq!(office.restored(2), [], "whoever was granted it may be in the kernel");
+    let done = office.fired(1, Ok(ResetOutcome::Done));
+    let missing = Some(name(2));
+    assert!(
+        matches!(&done[..], [Action::Tell(MemberId(1), BrokerMessage::Done { missing: named, .. })] if *named == missing)
+    );
+}
+
+#[test]
+fn a_function_of_a_server_that_is_gone_is_told_of_by_that_name() {
+    let mut office = Office::with(2);
+    office.tell(Event::Lost(MemberId(2)));
+    let cause = AbortCause::MemberLost(name(2));
+    assert_eq!(aborted(&office.request(1, &[1, 2], LONG)), [(1, Some(1), cause)]);
+    office.tell(Event::Joined { member: MemberId(3), name: name(3), devices: [address(2)].into() });
+    office.tell(Event::DevicesChanged(MemberId(3), [].into()));
+    let cause = AbortCause::UnknownHolder(address(2));
+    assert_eq!(aborted(&office.request(1, &[1, 2], LONG)), [(1, Some(1), cause)]);
+}
+
+#[test]
+fn a_device_that_the_asking_server_does_not_have_is_not_reset() {
+    let mut office = Office::with(2);
+    office.tell(Event::DevicesChanged(MemberId(1), [].into()));
+    let cause = AbortCause::UnknownHolder(address(1));
+    assert_eq!(aborted(&office.request(1, &[1, 2], LONG)), [(1, Some(1), cause)]);
 }

@@ -2,7 +2,9 @@
 
 //! One reset across several servers.
 
-use super::house::{House, Move, name};
+use protocol::extension::{AbortCause, CoordinationId, Preparation};
+
+use super::house::{House, Move};
 use super::*;
 
 #[test]
@@ -137,178 +139,6 @@ fn a_device_that_is_not_quiesced_elsewhere_does_not_stop_the_reset_and_is_known_
     assert!(matches!(house.servers[&2].engine.condition(Cookie(2)), Some(Condition::Lost(_))));
 }
 
-/// What a request was answered when `event` happened after `moment` moves; `None` once the reset was over by then.
-fn after(
-    moment: usize,
-    asker: u64,
-    event: impl Fn(&mut House),
-) -> Option<(House, Result<Report, Refusal>, usize)> {
-    let mut house = House::with(&[&[1], &[2], &[3]]);
-    let request = house.ask(asker, asker);
-    for _ in 0..moment {
-        if !house.step() {
-            return None;
-        }
-    }
-    let attempts = house.attempts.len();
-    event(&mut house);
-    house.settle();
-    house.assert_at_rest();
-    let answer = house.answer(request).clone();
-    Some((house, answer, attempts))
-}
-
-#[test]
-fn a_server_that_dies_at_any_moment_is_named_and_leaves_the_others_in_order() {
-    for victim in 2..=3 {
-        let mut outcomes = [0, 0, 0];
-        for moment in 0.. {
-            let Some((house, answer, _)) = after(moment, 1, |house| house.kill(victim)) else { break };
-            let dead = format!("server{victim}");
-            match &answer {
-                // Before it took part, or after all had heard the end.
-                Ok(report) if report.missing.is_none() => outcomes[0] += 1,
-                Ok(report) => {
-                    assert_eq!(report.missing, Some(name(victim)), "moment {moment}");
-                    assert_eq!(house.attempts.len(), 1, "moment {moment}: the reset was granted");
-                    outcomes[1] += 1;
-                }
-                Err(refusal) => {
-                    assert!(
-                        refusal.to_string().contains(&format!("{dead} is gone")),
-                        "moment {moment}: {refusal}"
-                    );
-                    assert!(house.attempts.is_empty(), "moment {moment}: nothing was reset");
-                    outcomes[2] += 1;
-                }
-            }
-        }
-        assert!(outcomes.iter().all(|count| *count > 0), "every outcome was seen: {outcomes:?}");
-    }
-}
-
-#[test]
-fn a_server_that_dies_with_the_grant_is_named_to_those_who_wait() {
-    let mut house = House::with(&[&[1], &[2]]);
-    house.ask(1, 1);
-    house.run_to_attempt();
-    let other = house.ask(2, 2);
-    house.kill(1);
-    house.settle();
-    assert!(house.reason(other).contains("the server server1 is gone"), "{}", house.reason(other));
-    assert_eq!(
-        house.servers[&2].engine.condition(Cookie(2)),
-        Some(&Condition::Dirty),
-        "it may have been reset"
-    );
-    assert_eq!(house.last_losses(), (vec!["server1".to_owned()], [address(1)].into()));
-    house.assert_at_rest();
-    let again = house.ask(2, 2);
-    house.settle();
-    assert!(house.answer(again).is_ok(), "the dead server is in nobody's way");
-}
-
-#[test]
-fn a_server_that_hangs_at_any_moment_is_named_and_leaves_the_others_in_order() {
-    let mut outcomes = [0, 0, 0];
-    for moment in 0.. {
-        let hang = |house: &mut House| house.server(3).is_hung = true;
-        let Some((house, answer, _)) = after(moment, 1, hang) else { break };
-        match &answer {
-            Ok(_) if house.last_losses().0.is_empty() => outcomes[0] += 1,
-            Ok(_) => {
-                assert_eq!(house.last_losses(), (vec!["server3".to_owned()], [address(3)].into()));
-                outcomes[1] += 1;
-            }
-            Err(refusal) => {
-                let refusal = refusal.to_string();
-                assert!(refusal.contains("server3 does not answer"), "moment {moment}: {refusal}");
-                assert!(house.attempts.is_empty(), "moment {moment}: nothing was reset");
-                outcomes[2] += 1;
-            }
-        }
-    }
-    assert!(outcomes.iter().all(|count| *count > 0), "every outcome was seen: {outcomes:?}");
-}
-
-#[test]
-fn a_server_that_hangs_with_the_grant_is_named_and_no_other_reset_is_granted_meanwhile() {
-    let mut house = House::with(&[&[1], &[2]]);
-    house.ask(1, 1);
-    house.run_to_attempt();
-    let waiting = house.ask_within(2, 2, Duration::from_mins(5));
-    house.server(1).is_hung = true;
-    house.settle();
-    assert!(
-        house.reason(waiting).contains("the server server1 does not answer"),
-        "{}",
-        house.reason(waiting)
-    );
-    let again = house.ask(2, 2);
-    house.settle();
-    assert!(house.reason(again).contains("the server server1 does not answer"), "{}", house.reason(again));
-    assert_eq!(house.attempts, [1]);
-    house.server(1).is_hung = false;
-    house.server(1).was_hung = true;
-    house.settle();
-    house.assert_at_rest();
-    house.ask(2, 2);
-    house.settle();
-    assert_eq!(house.attempts.len(), 2, "it is back, and so are resets");
-}
-
-#[test]
-fn a_broker_that_dies_at_any_moment_leaves_every_server_in_order() {
-    let mut outcomes = [0, 0];
-    for moment in 0.. {
-        let Some((house, answer, attempts)) = after(moment, 1, House::kill_broker) else { break };
-        match &answer {
-            Ok(_) => outcomes[0] += 1,
-            Err(refusal) => {
-                let refusal = refusal.to_string();
-                let is_named =
-                    refusal.contains("the broker is gone") || refusal.contains("there is no broker");
-                assert!(is_named, "moment {moment}: {refusal}");
-                assert_eq!(attempts, 0, "moment {moment}: nothing had been reset");
-                outcomes[1] += 1;
-            }
-        }
-        assert!(house.attempts.len() <= 1);
-    }
-    assert!(outcomes.iter().all(|count| *count > 0), "every outcome was seen: {outcomes:?}");
-}
-
-#[test]
-fn a_broker_that_falls_silent_is_given_up() {
-    for moment in 1..12 {
-        let mut house = House::with(&[&[1], &[2]]);
-        let request = house.ask_within(1, 1, Duration::from_mins(10));
-        for _ in 0..moment {
-            house.step();
-        }
-        // It reads nothing and says nothing any more.
-        house.broker = None;
-        house.is_orderly = false;
-        house.settle();
-        house.assert_at_rest();
-        assert!(house.servers[&1].answers.contains_key(&request), "moment {moment}");
-    }
-}
-
-#[test]
-fn a_new_broker_takes_over() {
-    let mut house = House::with(&[&[1], &[2]]);
-    house.ask(1, 1);
-    house.run_to_attempt();
-    house.run_others();
-    house.kill_broker();
-    house.connect_broker();
-    let request = house.ask(2, 2);
-    house.settle();
-    assert!(house.answer(request).is_ok(), "{}", house.reason(request));
-    house.assert_at_rest();
-}
-
 #[test]
 fn a_set_of_one_servers_own_devices_needs_no_broker() {
     let mut house = House::with(&[&[1, 2]]);
@@ -322,7 +152,7 @@ fn a_set_of_one_servers_own_devices_needs_no_broker() {
 fn a_server_that_reads_its_grant_too_late_does_not_use_it() {
     let mut house = House::with(&[&[1], &[2]]);
     let request = house.ask_within(1, 1, Duration::from_secs(1));
-    while !matches!(house.servers[&1].to_server.front(), Some(BrokerMessage::Grant { .. })) {
+    while !matches!(house.servers[&1].inbox.front(), Some(BrokerMessage::Grant { .. })) {
         assert!(house.step());
     }
     house.now += Duration::from_secs(1);
@@ -330,4 +160,99 @@ fn a_server_that_reads_its_grant_too_late_does_not_use_it() {
     assert!(house.attempts.is_empty(), "others may use their devices again");
     assert!(house.answer(request).is_err());
     house.assert_at_rest();
+}
+
+#[test]
+fn a_request_that_crosses_a_reset_that_fails_takes_its_turn() {
+    let mut house = House::with(&[&[1], &[2]]);
+    let failed = house.ask(1, 1);
+    let waiting = house.ask(2, 2);
+    house.make(Move::Kernel(2), None);
+    assert_eq!(
+        house.servers[&2].outbox.len(),
+        1,
+        "it has asked the broker before it hears of the other reset"
+    );
+    assert_eq!(house.run_to_attempt(), 1);
+    house.make(Move::Kernel(1), Some(Errno::IO));
+    house.settle();
+    assert!(house.answer(failed).is_err());
+    assert!(house.answer(waiting).is_ok(), "{}", house.reason(waiting));
+    assert_eq!(house.attempts, [1, 2]);
+}
+
+#[test]
+fn requests_of_one_server_are_one_request_to_the_broker() {
+    let mut house = House::with(&[&[1, 2], &[3]]);
+    house.ask(1, 1);
+    house.ask(1, 2);
+    house.make(Move::Kernel(1), None);
+    house.make(Move::Kernel(1), None);
+    assert_eq!(house.servers[&1].outbox.len(), 1);
+    house.settle();
+    assert_eq!(house.attempts, [1]);
+}
+
+/// A server that has one of the two devices of a set that the broker has told it to prepare.
+fn prepared() -> Desk {
+    let mut desk = Desk::with_group(1);
+    desk.tell(Event::BrokerFound);
+    desk.tell(Event::BrokerSaid(BrokerMessage::Prepare(Preparation {
+        coordination: CoordinationId(5),
+        target: address(2),
+        policy: ResetPolicy::Group,
+        tries: Duration::from_secs(1),
+        patience: Duration::from_secs(2),
+        functions: vec![address(1), address(2)],
+    })));
+    desk
+}
+
+#[test]
+fn a_server_says_that_its_devices_are_restored_only_when_they_are() {
+    let mut desk = prepared();
+    desk.wait(Duration::from_secs(2));
+    let cause = AbortCause::DeadlinePassed;
+    let coordination = Some(CoordinationId(5));
+    desk.tell(Event::BrokerSaid(BrokerMessage::Abort { coordination, request: None, cause }));
+    assert_eq!(desk.told, [], "the quiesce takes its time");
+    desk.run();
+    assert_eq!(desk.told, [MemberMessage::Restored { coordination: CoordinationId(5), lost: vec![] }]);
+    desk.assert_at_rest();
+}
+
+#[test]
+fn whoever_asks_a_server_that_takes_part_in_a_reset_has_what_comes_of_it() {
+    let mut desk = prepared();
+    let request = desk.ask(1);
+    desk.run();
+    desk.tell(Event::BrokerSaid(BrokerMessage::Done {
+        coordination: CoordinationId(5),
+        request: None,
+        outcome: ResetOutcome::LinkUnconfirmed,
+        attempts: 3,
+        missing: None,
+    }));
+    desk.run();
+    let reset = &desk.report(request).reset;
+    assert_eq!((reset.outcome, reset.attempts), (ResetOutcome::LinkUnconfirmed, 3));
+    assert!(desk.attempts.is_empty());
+}
+
+#[test]
+fn what_the_broker_says_about_nothing_is_answered_so_that_it_does_not_wait() {
+    let mut desk = Desk::with_group(1);
+    desk.tell(Event::BrokerFound);
+    let coordination = CoordinationId(9);
+    desk.tell(Event::BrokerSaid(BrokerMessage::Grant { coordination }));
+    let cause = AbortCause::DeadlinePassed;
+    let abort = BrokerMessage::Abort { coordination: Some(coordination), request: None, cause };
+    desk.tell(Event::BrokerSaid(abort));
+    assert_eq!(
+        desk.told,
+        [
+            MemberMessage::Fired { coordination, result: Err(Errno::PROTO), attempts: 0 },
+            MemberMessage::Restored { coordination, lost: vec![] },
+        ]
+    );
 }

@@ -64,7 +64,7 @@ fn a_busy_kernel_is_asked_again_and_that_is_counted() {
 fn a_busy_kernel_is_asked_until_the_deadline() {
     let mut desk = Desk::with_group(1);
     let request = desk.request(1);
-    let deadline = Deadline::outlasting(desk.now + Duration::from_millis(35), Duration::from_secs(60));
+    let deadline = Deadline::outlasting(desk.now + Duration::from_millis(35), Duration::from_mins(1));
     let request = desk.ask_so(Request { deadline, ..request });
     desk.run_to_attempt();
     while let Some(Action::Attempt(..)) = desk.steps.front() {

@@ -24,8 +24,8 @@ pub(super) struct Server {
     pub(super) engine: Engine,
     pub(super) devices: Vec<u64>,
     pub(super) steps: VecDeque<Action>,
-    pub(super) to_broker: VecDeque<MemberMessage>,
-    pub(super) to_server: VecDeque<BrokerMessage>,
+    pub(super) outbox: VecDeque<MemberMessage>,
+    pub(super) inbox: VecDeque<BrokerMessage>,
     pub(super) answers: BTreeMap<RequestId, Result<Report, Refusal>>,
     pub(super) is_connected: bool,
     /// It does nothing any more, and its connection stays.
@@ -84,8 +84,8 @@ impl House {
                 engine: Engine::new(Settings::default()),
                 devices: devices.to_vec(),
                 steps: VecDeque::new(),
-                to_broker: VecDeque::new(),
-                to_server: VecDeque::new(),
+                outbox: VecDeque::new(),
+                inbox: VecDeque::new(),
                 answers: BTreeMap::new(),
                 is_connected: false,
                 is_hung: false,
@@ -120,7 +120,7 @@ impl House {
     }
 
     pub(super) fn ask(&mut self, server: u64, device: u64) -> RequestId {
-        self.ask_within(server, device, Duration::from_secs(60))
+        self.ask_within(server, device, Duration::from_mins(1))
     }
 
     pub(super) fn ask_within(&mut self, server: u64, device: u64, deadline: Duration) -> RequestId {
@@ -149,13 +149,13 @@ impl House {
         for action in server.engine.handle(event, now) {
             match action {
                 Action::Query(..) | Action::Quiesce(..) | Action::Restore(..) => {
-                    server.steps.push_back(action)
+                    server.steps.push_back(action);
                 }
                 Action::Attempt(_, _, method) => {
                     attempted = Some(method);
                     server.steps.push_back(action);
                 }
-                Action::TellBroker(message) if server.is_connected => server.to_broker.push_back(message),
+                Action::TellBroker(message) if server.is_connected => server.outbox.push_back(message),
                 Action::Answer(request, result) => {
                     assert!(
                         server.was_hung || now <= self.deadlines[&request],
@@ -192,7 +192,7 @@ impl House {
         for action in broker.handle(event, self.now) {
             match action {
                 broker::Action::Tell(MemberId(server), message) => {
-                    self.server(server).to_server.push_back(message);
+                    self.server(server).inbox.push_back(message);
                 }
                 concluded @ broker::Action::Concluded { .. } => self.concluded.push(concluded),
             }
@@ -203,13 +203,13 @@ impl House {
     pub(super) fn moves(&self) -> Vec<Move> {
         let mut moves = Vec::new();
         for (number, server) in &self.servers {
-            if server.is_connected && self.broker.is_some() && !server.to_broker.is_empty() {
+            if server.is_connected && self.broker.is_some() && !server.outbox.is_empty() {
                 moves.push(Move::ToBroker(*number));
             }
             if server.is_hung {
                 continue;
             }
-            if server.is_connected && !server.to_server.is_empty() {
+            if server.is_connected && !server.inbox.is_empty() {
                 moves.push(Move::ToServer(*number));
             }
             if !server.steps.is_empty() {
@@ -237,11 +237,11 @@ impl House {
                 self.tell(number, event);
             }
             Move::ToBroker(number) => {
-                let message = self.server(number).to_broker.pop_front().expect("nothing is said");
+                let message = self.server(number).outbox.pop_front().expect("nothing is said");
                 self.tell_broker(broker::Event::Said(MemberId(number), message));
             }
             Move::ToServer(number) => {
-                let message = self.server(number).to_server.pop_front().expect("nothing is said");
+                let message = self.server(number).inbox.pop_front().expect("nothing is said");
                 self.tell(number, Event::BrokerSaid(message));
             }
         }
@@ -330,8 +330,8 @@ impl House {
         for number in self.servers.keys().copied().collect::<Vec<_>>() {
             let server = self.server(number);
             server.is_connected = false;
-            server.to_broker.clear();
-            server.to_server.clear();
+            server.outbox.clear();
+            server.inbox.clear();
             if !server.is_hung {
                 self.tell(number, Event::BrokerLost);
             }

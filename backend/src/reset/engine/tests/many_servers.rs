@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::house::House;
 use super::*;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Deed {
     Ask { device: u64, deadline: u64 },
     Move { which: usize, errno: Option<Errno> },
@@ -58,10 +58,9 @@ fn do_deed(house: &mut House, asked: &mut Vec<(u64, RequestId)>, deed: Deed) {
         }
         Deed::Kill(server) if house.servers.contains_key(&server) => house.kill(server),
         Deed::Hang(server) if is_well(house, server) => house.server(server).is_hung = true,
-        Deed::Kill(_) | Deed::Hang(_) => {}
         Deed::KillBroker if house.broker.is_some() => house.kill_broker(),
         Deed::ConnectBroker if house.broker.is_none() => house.connect_broker(),
-        Deed::KillBroker | Deed::ConnectBroker => {}
+        Deed::Kill(_) | Deed::Hang(_) | Deed::KillBroker | Deed::ConnectBroker => {}
         Deed::Wait(milliseconds) => {
             let end = house.now + Duration::from_millis(milliseconds);
             while house.wakes_at().is_some_and(|at| at <= end) {

@@ -10,11 +10,13 @@ mod deadlines;
 mod epochs;
 mod house;
 mod ladder;
+mod losses;
 mod many_servers;
 mod one_server;
 mod policies;
 mod removal;
 mod sanitizing;
+mod world;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -126,7 +128,7 @@ impl Desk {
             demand: Demand::Clean,
             policy: ResetPolicy::Group,
             vm: None,
-            deadline: Deadline::at(self.now + Duration::from_secs(60)),
+            deadline: Deadline::at(self.now + Duration::from_mins(1)),
         }
     }
 

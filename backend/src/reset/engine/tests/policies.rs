@@ -150,3 +150,12 @@ fn a_protected_sibling_leaves_the_power_management_reset() {
     assert_eq!(desk.report(request).rung, Rung::PowerManagement);
     assert_eq!(desk.report(request).reset.affected, [Cookie(1)]);
 }
+
+#[test]
+fn a_device_does_not_protect_itself() {
+    let mut desk = Desk::with_group(1);
+    let request = desk.ask(1);
+    desk.activate(1);
+    desk.run();
+    assert_eq!(desk.report(request).rung, Rung::Group);
+}

@@ -27,9 +27,9 @@ fn a_sibling_that_is_removed_at_any_moment_does_not_stop_the_reset() {
         remove(&mut desk, 2);
         desk.run();
         assert_eq!(desk.report(request).reset.affected, [Cookie(1)], "after {moment} steps");
-        let named = desk.report(request).lost.iter().map(|loss| (loss.device, loss.how));
+        let mut named = desk.report(request).lost.iter().map(|loss| (loss.device, loss.how));
         let gone = Some((Cookie(2), HowLost::Removed));
-        assert_eq!(named.last(), gone, "after {moment} steps");
+        assert_eq!(named.next_back(), gone, "after {moment} steps");
         desk.assert_at_rest();
     }
 }
@@ -122,6 +122,27 @@ fn a_reset_that_waits_goes_on_for_a_sibling_when_its_target_is_removed() {
     remove(&mut desk, 1);
     assert_eq!(desk.answer(removed), &Err(Refusal::Removed));
     desk.steps.push_back(function_reset);
+    desk.run();
+    assert_eq!(desk.report(sibling).reset.affected, [Cookie(2), Cookie(3)]);
+    desk.assert_at_rest();
+}
+
+#[test]
+fn a_set_that_is_asked_for_anew_is_so_through_a_sibling_when_the_target_is_removed() {
+    let devices = [(1, FunctionReset::None), (2, FunctionReset::None), (3, FunctionReset::Full)];
+    let mut desk = Desk::with(&devices);
+    desk.ask(3);
+    desk.ask(1);
+    desk.run_to_attempt();
+    let function_reset = desk.steps.pop_front().unwrap();
+    desk.run();
+    let sibling = desk.ask(2);
+    desk.steps.push_back(function_reset);
+    desk.step();
+    desk.step();
+    assert!(matches!(desk.steps.front(), Some(Action::Query(_, Cookie(1)))));
+    remove(&mut desk, 1);
+    desk.refuse(Errno::NODEV);
     desk.run();
     assert_eq!(desk.report(sibling).reset.affected, [Cookie(2), Cookie(3)]);
     desk.assert_at_rest();

@@ -13,7 +13,7 @@ fn sanitize(desk: &mut Desk, device: u64, policy: Sanitizing) -> (Verdict, Audit
         occasion: Occasion::HandOut,
         who: "vm-17".to_owned(),
         when: SystemTime::UNIX_EPOCH,
-        deadline: Deadline::at(desk.now + Duration::from_secs(60)),
+        deadline: Deadline::at(desk.now + Duration::from_mins(1)),
     }));
     desk.run();
     desk.sanitized.pop().expect("there is no record")
@@ -97,7 +97,7 @@ fn a_device_that_is_lost_is_not_sanitized() {
         occasion: Occasion::HandBack,
         who: "vm-17".to_owned(),
         when: SystemTime::UNIX_EPOCH,
-        deadline: Deadline::at(desk.now + Duration::from_secs(60)),
+        deadline: Deadline::at(desk.now + Duration::from_mins(1)),
     }));
     desk.run_to_attempt();
     desk.step();

@@ -1,120 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The broker: coordinates the resets of several servers that share an iommufd, one [engine](super) in each.
-//!
-//! It is a pure state machine as well, for a launcher or a VMM to embed: it is told an [`Event`] and what time it is,
-//! and gives [`Action`]s.
-//!
-//! ```text
-//!  Request ──▶ queued, while another reset of the set goes on
-//!     │
-//!     ▼          all are ready           fired             all are restored
-//!  Preparing ───────────────────▶ Granted ─────▶ Finishing ─────────────────▶ over
-//!     │ somebody refuses, is gone or silent │ who was granted ▲
-//!     └────────────── Abort to all ─────────┴── is gone or silent
-//! ```
-//!
-//! * Prepare goes to every server that has a function of the set, Grant to the one that has asked for it, and then Done or
-//!   Abort to all. A server that is gone is not waited for; one that is silent is waited for as long as
-//!   [`Patience`] says, and told the end all the same.
-//! * A server that is lost before the grant ends the reset, and so does the one that was granted. Another one that is lost
-//!   afterwards is named in Done.
-//! * There is one reset of a set at a time. Requests that come meanwhile are answered by it if it is done, and take their
-//!   turn if it is not. Every server that has a device in it must be ready before the next is
-//!   granted: one that still waits for the kernel is not. So there are never two in the kernel at once.
+//! The course of a coordinated reset: prepare, grant, tell the end, and wait until all are restored.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use protocol::extension::{
-    AbortCause, BrokerMessage, CoordinationId, CoordinationRequest, LONGEST_ATTEMPT, MemberMessage,
-    MemberName, PciAddress, Preparation, ResetOutcome, ResetRequestId,
+    AbortCause, BrokerMessage, CoordinationId, CoordinationRequest, MemberName, PciAddress, Preparation,
+    ResetOutcome, ResetRequestId,
 };
 use rustix::io::Errno;
 
-/// A server, as the integrator calls it; never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct MemberId(pub u64);
-
-/// What the broker is told.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A server takes part from now on.
-    Joined {
-        /// Which.
-        member: MemberId,
-        /// What people call it.
-        name: MemberName,
-        /// The devices that it has bound.
-        devices: BTreeSet<PciAddress>,
-    },
-    /// It has other devices now.
-    DevicesChanged(MemberId, BTreeSet<PciAddress>),
-    /// Its connection has ended.
-    Lost(MemberId),
-    /// It says something.
-    Said(MemberId, MemberMessage),
-    /// Time has passed, at least to what [`Broker::wakes_at`] told.
-    TimePassed,
-}
-
-/// What the broker wants done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// A message for a server.
-    Tell(MemberId, BrokerMessage),
-    /// A reset is over, for the log.
-    Concluded {
-        /// Which.
-        coordination: CoordinationId,
-        /// How it ended.
-        verdict: Verdict,
-        /// Functions of which nobody has said that they are in order.
-        lost: BTreeSet<PciAddress>,
-        /// Servers that were gone or silent.
-        missing: Vec<MemberName>,
-    },
-}
-
-/// How a coordinated reset ended.
-pub type Verdict = Result<(ResetOutcome, u32), AbortCause>;
-
-/// How long a server may take for its answer.
-#[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// To Prepare: quiescing, and before that perhaps a function reset that is under way.
-    pub prepare: Duration,
-    /// To Grant, from the moment on at which nothing more may be begun: the attempt that is under way then. Longer than an
-    /// attempt and [`Self::prepare`] together, because servers count from when they have read Prepare.
-    pub attempt: Duration,
-    /// To Done and Abort.
-    pub restore: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        let step = Duration::from_secs(2);
-        Self { prepare: step, attempt: LONGEST_ATTEMPT + 2 * step, restore: step }
-    }
-}
+use super::{Action, Broker, Member, MemberId, Pending, Verdict};
 
 #[derive(Debug)]
-struct Member {
-    name: MemberName,
-    devices: BTreeSet<PciAddress>,
-}
-
-/// A request that was not answered yet.
-#[derive(Debug)]
-struct Pending {
-    member: MemberId,
-    request: CoordinationRequest,
-    /// When it may no longer begin.
-    tries: Instant,
-}
-
-#[derive(Debug)]
-enum Phase {
+pub(super) enum Phase {
     /// These have not said that they are ready.
     Preparing(BTreeSet<MemberId>),
     /// The one that asks the kernel has not said what came of it.
@@ -124,106 +24,24 @@ enum Phase {
 }
 
 #[derive(Debug)]
-struct Reset {
-    functions: BTreeSet<PciAddress>,
-    members: BTreeSet<MemberId>,
+pub(super) struct Reset {
+    pub(super) functions: BTreeSet<PciAddress>,
+    pub(super) members: BTreeSet<MemberId>,
     /// Who asked first, and asks the kernel.
-    leader: MemberId,
+    pub(super) leader: MemberId,
     /// Whose requests it answers.
-    requests: BTreeMap<MemberId, ResetRequestId>,
-    tries: Instant,
-    phase: Phase,
+    pub(super) requests: BTreeMap<MemberId, ResetRequestId>,
+    pub(super) tries: Instant,
+    pub(super) phase: Phase,
     /// When the phase has taken too long.
-    until: Instant,
-    lost: BTreeSet<PciAddress>,
-    missing: Vec<MemberName>,
-}
-
-/// The resets of several servers.
-#[derive(Debug)]
-pub struct Broker {
-    patience: Patience,
-    members: BTreeMap<MemberId, Member>,
-    /// Who had a device that nobody has now.
-    departed: BTreeMap<PciAddress, MemberName>,
-    resets: BTreeMap<CoordinationId, Reset>,
-    queue: VecDeque<Pending>,
-    last: CoordinationId,
-    actions: Vec<Action>,
+    pub(super) until: Instant,
+    pub(super) lost: BTreeSet<PciAddress>,
+    pub(super) missing: Vec<MemberName>,
 }
 
 impl Broker {
-    /// A broker without servers.
-    pub const fn new(patience: Patience) -> Self {
-        Self {
-            patience,
-            members: BTreeMap::new(),
-            departed: BTreeMap::new(),
-            resets: BTreeMap::new(),
-            queue: VecDeque::new(),
-            last: CoordinationId(0),
-            actions: Vec::new(),
-        }
-    }
-
-    /// Takes note of what has happened, and says what is to be done. `now` never goes back.
-    pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Action> {
-        match event {
-            Event::Joined { member, name, devices } => {
-                self.departed.retain(|device, _| !devices.contains(device));
-                self.members.insert(member, Member { name, devices });
-            }
-            Event::DevicesChanged(member, devices) => {
-                if let Some(member) = self.members.get_mut(&member) {
-                    self.departed.retain(|device, _| !devices.contains(device));
-                    member.devices = devices;
-                }
-            }
-            Event::Lost(member) => self.lose(member, now),
-            Event::Said(member, message) => self.hear(member, message, now),
-            Event::TimePassed => {}
-        }
-        self.expire(now);
-        self.start_queued(now);
-        std::mem::take(&mut self.actions)
-    }
-
-    /// When [`Event::TimePassed`] is due, if nothing else happens before.
-    pub fn wakes_at(&self) -> Option<Instant> {
-        let queued = self.queue.iter().map(|pending| pending.tries);
-        self.resets.values().map(|reset| reset.until).chain(queued).min()
-    }
-
-    /// Whether nothing is under way and nobody waits.
-    pub fn is_at_rest(&self) -> bool {
-        self.resets.is_empty() && self.queue.is_empty()
-    }
-
-    fn hear(&mut self, member: MemberId, message: MemberMessage, now: Instant) {
-        if !self.members.contains_key(&member) {
-            return;
-        }
-        match message {
-            MemberMessage::Request(request) => {
-                let tries = now + request.tries;
-                self.queue.push_back(Pending { member, request, tries });
-            }
-            MemberMessage::Ready { coordination, lost } => self.hear_ready(coordination, member, lost, now),
-            MemberMessage::Refused { coordination, device } => {
-                let cause = AbortCause::MemberRefused { member: self.name(member), device };
-                self.withdraw(coordination, member, cause, now);
-            }
-            MemberMessage::Fired { coordination, result, attempts } => {
-                self.hear_fired(coordination, member, result, attempts, now);
-            }
-            MemberMessage::Restored { coordination, lost } => {
-                self.hear_restored(coordination, member, lost, now);
-            }
-        }
-    }
-
     /// Begins every queued request whose set is free.
-    fn start_queued(&mut self, now: Instant) {
+    pub(super) fn start_queued(&mut self, now: Instant) {
         let mut claimed: BTreeSet<PciAddress> =
             self.resets.values().flat_map(|reset| &reset.functions).copied().collect();
         for pending in std::mem::take(&mut self.queue) {
@@ -237,7 +55,7 @@ impl Broker {
         }
     }
 
-    fn start(&mut self, pending: Pending, now: Instant) {
+    pub(super) fn start(&mut self, pending: Pending, now: Instant) {
         let Pending { member: leader, request, tries } = pending;
         let CoordinationRequest { request, target, policy, functions, .. } = request;
         let functions: BTreeSet<_> = functions.into_iter().chain([target]).collect();
@@ -278,7 +96,7 @@ impl Broker {
         self.resets.insert(coordination, reset);
     }
 
-    fn hear_ready(
+    pub(super) fn hear_ready(
         &mut self,
         coordination: CoordinationId,
         member: MemberId,
@@ -298,7 +116,7 @@ impl Broker {
         self.resets.insert(coordination, reset);
     }
 
-    fn hear_fired(
+    pub(super) fn hear_fired(
         &mut self,
         coordination: CoordinationId,
         member: MemberId,
@@ -320,7 +138,7 @@ impl Broker {
     }
 
     /// A server's connection has ended.
-    fn lose(&mut self, member: MemberId, now: Instant) {
+    pub(super) fn lose(&mut self, member: MemberId, now: Instant) {
         let name = self.name(member);
         let Some(Member { devices, .. }) = self.members.remove(&member) else { return };
         self.queue.retain(|pending| pending.member != member);
@@ -347,7 +165,7 @@ impl Broker {
         }
     }
 
-    fn hear_restored(
+    pub(super) fn hear_restored(
         &mut self,
         coordination: CoordinationId,
         member: MemberId,
@@ -367,7 +185,13 @@ impl Broker {
 
     /// A server does not take part, or not any more. Once the kernel is asked only the one that asks it can end that: as
     /// long as it may, nobody else must be told to restore.
-    fn withdraw(&mut self, coordination: CoordinationId, member: MemberId, cause: AbortCause, now: Instant) {
+    pub(super) fn withdraw(
+        &mut self,
+        coordination: CoordinationId,
+        member: MemberId,
+        cause: AbortCause,
+        now: Instant,
+    ) {
         let Some(mut reset) = self.take(coordination, member) else { return };
         let is_its_end = match reset.phase {
             Phase::Preparing(_) => true,
@@ -385,7 +209,13 @@ impl Broker {
     }
 
     /// Tells all how it ended, and waits for them to restore.
-    fn finish(&mut self, coordination: CoordinationId, mut reset: Reset, verdict: Verdict, now: Instant) {
+    pub(super) fn finish(
+        &mut self,
+        coordination: CoordinationId,
+        mut reset: Reset,
+        verdict: Verdict,
+        now: Instant,
+    ) {
         if verdict.is_ok() {
             self.absorb_queued(&mut reset);
         }
@@ -406,7 +236,7 @@ impl Broker {
     }
 
     /// Requests that have come before a reset was done have what they asked for. If it is not done they take their turn.
-    fn absorb_queued(&mut self, reset: &mut Reset) {
+    pub(super) fn absorb_queued(&mut self, reset: &mut Reset) {
         for pending in std::mem::take(&mut self.queue) {
             let is_covered =
                 reset.members.contains(&pending.member) && reset.functions.contains(&pending.request.target);
@@ -418,7 +248,7 @@ impl Broker {
         }
     }
 
-    fn go_on(&mut self, coordination: CoordinationId, reset: Reset) {
+    pub(super) fn go_on(&mut self, coordination: CoordinationId, reset: Reset) {
         match reset.phase {
             Phase::Finishing(pending, verdict) if pending.is_empty() => {
                 let Reset { lost, missing, .. } = reset;
@@ -429,7 +259,7 @@ impl Broker {
     }
 
     /// Does what time has come for.
-    fn expire(&mut self, now: Instant) {
+    pub(super) fn expire(&mut self, now: Instant) {
         for pending in std::mem::take(&mut self.queue) {
             if now < pending.tries {
                 self.queue.push_back(pending);
@@ -450,7 +280,7 @@ impl Broker {
     }
 
     /// A phase has taken too long: whoever is awaited does not answer.
-    fn give_up_silent(&mut self, coordination: CoordinationId, mut reset: Reset, now: Instant) {
+    pub(super) fn give_up_silent(&mut self, coordination: CoordinationId, mut reset: Reset, now: Instant) {
         let silent = match &reset.phase {
             Phase::Preparing(pending) | Phase::Finishing(pending, _) => pending.clone(),
             Phase::Granted => BTreeSet::from([reset.leader]),
@@ -472,15 +302,5 @@ impl Broker {
         } else {
             self.finish(coordination, reset, Err(AbortCause::MemberSilent(name)), now);
         }
-    }
-
-    /// Takes a reset out of the table, if the server takes part in it.
-    fn take(&mut self, coordination: CoordinationId, member: MemberId) -> Option<Reset> {
-        self.resets.get(&coordination).filter(|reset| reset.members.contains(&member))?;
-        self.resets.remove(&coordination)
-    }
-
-    fn name(&self, member: MemberId) -> MemberName {
-        self.members.get(&member).map_or_else(|| MemberName::new("?"), |member| member.name)
     }
 }
