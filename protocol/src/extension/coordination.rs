@@ -5,12 +5,19 @@
 //! The broker prepares every server that has a function of the set, grants the reset to one of them, and tells all how it
 //! ended. Every server answers each step.
 
+mod wire;
+
 use std::time::Duration;
 
 use rustix::io::Errno;
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
+pub(crate) use self::wire::read_addresses;
+pub use self::wire::{
+    AbortReason, AbortRequest, CoordinateRequest, CoordinationRequestHeader, DoneRequest, GrantRequest,
+    MemberAnswer, PrepareRequest, ResetAnswer,
+};
 use super::{Name, PciAddress, ResetOutcome};
 
 /// Most functions of one reset set that servers may have bound: as many as a bus has.
@@ -46,6 +53,8 @@ pub enum ResetPolicy {
     /// To every sibling.
     Force = 3,
 }
+
+super::numbered!(ResetPolicy);
 
 /// Why a coordinated reset was not done.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
