@@ -166,7 +166,9 @@ impl Engine {
     /// A reset was not done. Those whose request to the broker is still open wait for its answer, the others go on.
     pub(super) fn fail(&mut self, reset: Reset, reason: &Reason, now: Instant) {
         let Reset { rung, askers, coordination, scope, functions, .. } = reset;
-        let answered = coordination.and_then(|coordination| coordination.answered);
+        let answered = coordination.as_ref().and_then(|coordination| coordination.answered);
+        let is_protected = matches!(reason, Reason::Aborted(AbortCause::MemberRefused { .. }));
+        let tried = coordination.filter(|_| is_protected).map(|coordination| coordination.policy);
         let mut open: BTreeMap<ResetRequestId, Reset> = BTreeMap::new();
         for asker in askers {
             let petition = asker.petition.filter(|petition| Some(*petition) != answered && self.has_broker);
@@ -177,6 +179,9 @@ impl Engine {
                     Reset { scope: scope.clone(), functions: functions.clone(), ..reset }
                 });
                 reset.askers.push(asker);
+            } else if tried.is_some_and(|policy| policy < asker.request.policy) {
+                // What was refused to somebody else may be allowed to whoever may reach further.
+                self.ask(asker, now);
             } else {
                 self.pass_over(vec![asker], rung, reason, now);
             }

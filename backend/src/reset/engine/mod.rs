@@ -7,25 +7,29 @@
 //! the next event.
 //!
 //! ```text
-//!  Asked ──▶ clean since its last reset? ── yes ──▶ Answer, from the epoch
-//!              │ no
-//!              ▼
-//!            the ladder's next rung ── none left ──▶ Answer: refused, every rung with its reason
-//!              │          │
-//!              │ function │ group
-//!              │          ▼
-//!              │      Querying ── blocked, protected … ──▶ the rung is passed over, and so on to the next
-//!              │          │
-//!              │          ├─ another reset holds a device ──▶ Waiting ──▶ Querying
-//!              │          ├─ a function is another process's ──▶ Asking the broker ── Abort ──▶ passed over
-//!              │          │                                        │
-//!              ▼          ▼                                        ▼ Prepare (also without our asking)
-//!            ┌─────────────────────────────────────────────────────────────┐
-//!            │ Quiescing ──▶ Ready ──▶ Attempting ⇄ Pausing ──▶ Told ──▶ Restoring │──▶ Answer to all who asked
-//!            └──────────────┆────────────────────────────────────────┆─────────────┘   or on to the next rung
-//!              devices are   ┆ Grant (coordinated only)      Done, Abort ┆ (coordinated only)
-//!              held off      └ Done, Abort: on to Restoring              └
+//!  Asked ─▶ clean since its last reset? ─ yes ─▶ Answer, from the epoch
+//!             │ no
+//!             ▼
+//!     the ladder's next rung ─ none left ─▶ Answer: refused, with the reason for every rung
+//!             │         │
+//!             │ function│ group
+//!             │         ▼
+//!             │     Querying ─ blocked, protected … ─▶ passed over: on to the next rung
+//!             │         ├─ another reset holds a function of the set ─▶ Waiting ─▶ Querying
+//!             │         └─ a function is bound by another process ─▶ Asking ─ Abort ─▶ passed over
+//!             ▼ alone   ▼                                              ▼ Prepare, which also comes unasked
+//!         Quiescing ◀───┘                                          Quiescing, or Declined until Abort
+//!             │                                                        ▼
+//!             │                                                      Ready ─ Done, Abort ─────┐
+//!             ▼                                                        ▼ Grant                │
+//!         Attempting ⇄ Pausing                                     Attempting ⇄ Pausing       │
+//!             │                                                        ▼                      │
+//!             │                                                      Told ── Done, Abort ─────┤
+//!             ▼                                                                               ▼
+//!         Restoring ─▶ Answer to all who wait for it; or, if it failed, on to the next rung ◀─ Restoring
 //! ```
+//!
+//! From the first quiesce to the last restore accesses to the devices of the reset are held off.
 //!
 //! What the integrator does:
 //!

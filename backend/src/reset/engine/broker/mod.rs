@@ -6,22 +6,22 @@
 //! and gives [`Action`]s.
 //!
 //! ```text
-//!  Request ──▶ queued, while another reset of the set goes on
-//!     │
-//!     ▼          all are ready           fired             all are restored
-//!  Preparing ───────────────────▶ Granted ─────▶ Finishing ─────────────────▶ over
-//!     │ somebody refuses, is gone or silent │ who was granted ▲
-//!     └────────────── Abort to all ─────────┴── is gone or silent
+//!  Request ─▶ queued, as long as another reset of the set goes on
+//!     ▼
+//!  Preparing ── all are ready ─▶ Granted ── fired ─▶ Finishing ── all are restored ─▶ over
+//!     │ one refuses, is gone or silent   │ who was granted       ▲
+//!     └───────────── Abort ──────────────┴─ is gone or silent ───┘
 //! ```
 //!
 //! * Prepare goes to every server that has a function of the set, Grant to the one that has asked for it, and then Done or
-//!   Abort to all. A server that is gone is not waited for; one that is silent is waited for as long as
-//!   [`Patience`] says, and told the end all the same.
+//!   Abort to all. A server that is gone is not waited for; one that is silent is waited for as long as [`Patience`] says,
+//!   and told the end all the same.
 //! * A server that is lost before the grant ends the reset, and so does the one that was granted. Another one that is lost
 //!   afterwards is named in Done.
 //! * There is one reset of a set at a time. Requests that come meanwhile are answered by it if it is done, and take their
-//!   turn if it is not. Every server that has a device in it must be ready before the next is
-//!   granted: one that still waits for the kernel is not. So there are never two in the kernel at once.
+//!   turn if it is not. Every server that has a device in it must be ready before the next is granted: one that still
+//!   waits for the kernel is not. So there are never two in the kernel at once.
+//! * Once it is granted nobody is told to restore before the one that was granted has ended it, or can no longer begin.
 
 mod course;
 

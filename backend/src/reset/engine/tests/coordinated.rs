@@ -81,6 +81,18 @@ fn the_policy_group_reaches_a_server_whose_vm_has_asked_too() {
 }
 
 #[test]
+fn what_is_refused_to_one_is_done_for_another_who_may_reach_further() {
+    let mut house = House::with(&[&[1], &[2], &[3]]);
+    house.tell(3, Event::Used(Cookie(3), Usage::Active(Vm(3))));
+    let timid = house.ask(1, 1);
+    let bold = house.ask_with(2, 2, ResetPolicy::Force, Duration::from_mins(1));
+    house.settle();
+    assert!(house.reason(timid).contains("server3 has 0000:01:00.3 in use"), "{}", house.reason(timid));
+    assert!(house.answer(bold).is_ok(), "{}", house.reason(bold));
+    assert_eq!(house.attempts, [2]);
+}
+
+#[test]
 fn a_kernel_that_refuses_leaves_every_server_in_order_and_tells_all_why() {
     let mut house = House::with(&[&[1], &[2]]);
     let own = house.ask(1, 1);

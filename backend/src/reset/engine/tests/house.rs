@@ -124,21 +124,29 @@ impl House {
     }
 
     pub(super) fn ask_within(&mut self, server: u64, device: u64, deadline: Duration) -> RequestId {
+        self.ask_with(server, device, ResetPolicy::Group, deadline)
+    }
+
+    pub(super) fn ask_with(
+        &mut self,
+        server: u64,
+        device: u64,
+        policy: ResetPolicy,
+        deadline: Duration,
+    ) -> RequestId {
         self.last_request += 1;
         let id = RequestId(self.last_request);
         self.deadlines.insert(id, self.now + deadline);
-        self.tell(
-            server,
-            Event::Asked(Request {
-                id,
-                device: Cookie(device),
-                method: None,
-                demand: Demand::Clean,
-                policy: ResetPolicy::Group,
-                vm: None,
-                deadline: Deadline::at(self.now + deadline),
-            }),
-        );
+        let request = Request {
+            id,
+            device: Cookie(device),
+            method: None,
+            demand: Demand::Clean,
+            policy,
+            vm: None,
+            deadline: Deadline::at(self.now + deadline),
+        };
+        self.tell(server, Event::Asked(request));
         id
     }
 

@@ -56,6 +56,31 @@ fn a_server_that_dies_at_any_moment_is_named_and_leaves_the_others_in_order() {
 }
 
 #[test]
+fn a_server_that_dies_at_any_moment_of_its_own_reset_leaves_the_others_an_answer() {
+    let mut outcomes = [0, 0];
+    for moment in 0.. {
+        let mut house = House::with(&[&[1], &[2], &[3]]);
+        house.ask(1, 1);
+        let waiting = house.ask(2, 2);
+        if !(0..moment).all(|_| house.step()) {
+            break;
+        }
+        house.kill(1);
+        house.settle();
+        house.assert_at_rest();
+        match house.answer(waiting) {
+            Ok(_) => outcomes[0] += 1,
+            Err(refusal) => {
+                let refusal = refusal.to_string();
+                assert!(refusal.contains("the server server1 is gone"), "moment {moment}: {refusal}");
+                outcomes[1] += 1;
+            }
+        }
+    }
+    assert!(outcomes.iter().all(|count| *count > 0), "every outcome was seen: {outcomes:?}");
+}
+
+#[test]
 fn a_server_that_dies_with_the_grant_is_named_to_those_who_wait() {
     let mut house = House::with(&[&[1], &[2]]);
     house.ask(1, 1);

@@ -9,7 +9,7 @@ use super::*;
 
 #[derive(Clone, Copy, Debug)]
 enum Deed {
-    Ask { device: u64, deadline: u64 },
+    Ask { device: u64, policy: ResetPolicy, deadline: u64 },
     Move { which: usize, errno: Option<Errno> },
     Touch(u64),
     Use(u64, bool),
@@ -32,9 +32,9 @@ fn is_well(house: &House, server: u64) -> bool {
 
 fn do_deed(house: &mut House, asked: &mut Vec<(u64, RequestId)>, deed: Deed) {
     match deed {
-        Deed::Ask { device, deadline } => {
+        Deed::Ask { device, policy, deadline } => {
             if let Some(server) = holder(house, device) {
-                let request = house.ask_within(server, device, Duration::from_millis(deadline));
+                let request = house.ask_with(server, device, policy, Duration::from_millis(deadline));
                 asked.push((server, request));
             }
         }
@@ -73,13 +73,14 @@ fn do_deed(house: &mut House, asked: &mut Vec<(u64, RequestId)>, deed: Deed) {
 
 fn deed(devices: u64, servers: u64) -> impl Strategy<Value = Deed> {
     let device = 1..=devices;
+    let policy = prop_oneof![4 => Just(ResetPolicy::Group), 1 => Just(ResetPolicy::Force)];
     let errno = prop_oneof![
         20 => Just(None),
         2 => Just(Some(Errno::BUSY)),
         1 => Just(Some(Errno::IO)),
     ];
     prop_oneof![
-        12 => (device.clone(), 0..100_000_u64).prop_map(|(device, deadline)| Deed::Ask { device, deadline }),
+        12 => (device.clone(), policy, 0..100_000_u64).prop_map(|(device, policy, deadline)| Deed::Ask { device, policy, deadline }),
         60 => (any::<usize>(), errno).prop_map(|(which, errno)| Deed::Move { which, errno }),
         3 => device.clone().prop_map(Deed::Touch),
         3 => (device, any::<bool>()).prop_map(|(device, is_active)| Deed::Use(device, is_active)),
