@@ -12,17 +12,23 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::connection::{Connection, ReceiveError, SendError};
 use crate::extension::{
-    AddDeviceRequest, Cookie, CookieRequest, DEFAULT_RESET_DEADLINE, DeviceInfo, Face, Failure, IoasChoice,
-    LONGEST_ATTEMPT, LastFailure, ListDevicesReply, MAJOR, MAX_GROUP_ROWS, MINOR, ReplyStatus, ResetGroup,
-    ResetGroupPage, ResetGroupRequest, ResetMethod, ResetReport, ResetRequest, ServeRequest, SetIommufdReply,
-    SetIommufdRequest, VersionReply, VersionRequest, errno_from_wire,
+    AddDeviceRequest, BrokerMessage, Cookie, CookieRequest, CoordinateRequest, DEFAULT_RESET_DEADLINE,
+    DeviceInfo, EventKinds, Face, Failure, IoasChoice, LONGEST_ATTEMPT, LastFailure, ListDevicesReply, MAJOR,
+    MAX_GROUP_ROWS, MINOR, MemberName, ReplyStatus, ResetGroup, ResetGroupPage, ResetGroupRequest,
+    ResetMethod, ResetReport, ResetRequest, ServeRequest, SetIommufdReply, SetIommufdRequest,
+    SubscribeRequest, VersionReply, VersionRequest, errno_from_wire,
 };
 use crate::features::{ProtocolFeatures, VirtioFeatures};
 use crate::frame::Endpoint;
 use crate::header::VhostUserHeader;
 use crate::request_number::RequestNumber;
+use crate::server_channel::ServerChannel;
 use crate::vhost_user::{MemoryRegion, MemoryTableHeader, SingleMemoryRegion};
 
+/// The protocol features without which there is no session.
+const NEEDED: ProtocolFeatures = ProtocolFeatures(
+    ProtocolFeatures::REPLY_ACK.0 | ProtocolFeatures::CONFIGURE_MEM_SLOTS.0 | ProtocolFeatures::VFIO.0,
+);
 /// How often a reset group is read anew because it changed between two pages.
 const GROUP_ATTEMPTS: u32 = 8;
 
@@ -69,6 +75,9 @@ pub enum ClientError {
         /// What the server offers.
         protocol_features: ProtocolFeatures,
     },
+    /// No socket could be made for the server channel.
+    #[error("no socket can be made for the server channel")]
+    Channel(#[source] std::io::Error),
     /// The reset group changed each time while it was read.
     #[error("the reset group keeps changing")]
     Unsteady,
@@ -96,10 +105,12 @@ impl ControlClient {
             self.command(RequestNumber::SET_FEATURES, VirtioFeatures::OFFERED.as_bytes(), &[])?;
             protocol_features = ProtocolFeatures(self.number(RequestNumber::GET_PROTOCOL_FEATURES)?);
         }
-        if !protocol_features.contains(ProtocolFeatures::OFFERED) {
+        if !protocol_features.contains(NEEDED) {
             return Err(ClientError::NotOffered { features, protocol_features });
         }
-        self.command(RequestNumber::SET_PROTOCOL_FEATURES, ProtocolFeatures::OFFERED.as_bytes(), &[])?;
+        // A server of version 1.0 has no channel.
+        let wanted = ProtocolFeatures(protocol_features.0 & (NEEDED | ProtocolFeatures::BACKEND_REQ).0);
+        self.command(RequestNumber::SET_PROTOCOL_FEATURES, wanted.as_bytes(), &[])?;
         self.acknowledged = true;
         self.extension(RequestNumber::VERSION, &VersionRequest { major: MAJOR, minor: MINOR, flags: 0 }, &[])
     }
@@ -215,6 +226,33 @@ impl ControlClient {
         self.send(request, body.as_bytes(), &[])?;
         let reply = self.receive(request, patience)?;
         ResetReport::decode(payload(request, &reply)?).ok_or(ClientError::Malformed { request })
+    }
+
+    /// Hands over one end of a new socket, on which the server sends its own requests, and gives the other. The one before
+    /// ends. Nothing comes until the client subscribes or coordinates.
+    pub fn open_server_channel(&mut self) -> Result<ServerChannel, ClientError> {
+        let (ours, theirs) = UnixStream::pair().map_err(ClientError::Channel)?;
+        self.command(RequestNumber::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()])?;
+        Ok(ServerChannel::new(ours))
+    }
+
+    /// Has the server tell of `events` on the server channel, of no others, and look at the groups every `poll`.
+    pub fn subscribe(&mut self, events: EventKinds, poll: Option<Duration>) -> Result<(), ClientError> {
+        let milliseconds = poll.map_or(0, |poll| poll.as_millis().max(1));
+        let poll_ms = u32::try_from(milliseconds).unwrap_or(u32::MAX);
+        self.extension(RequestNumber::SUBSCRIBE, &SubscribeRequest { events, poll_ms }, &[])
+    }
+
+    /// Becomes the broker of the server's resets, and calls the server so.
+    pub fn coordinate(&mut self, name: MemberName) -> Result<(), ClientError> {
+        self.extension(RequestNumber::COORDINATE, &CoordinateRequest { name }, &[])
+    }
+
+    /// Tells the server something about a coordinated reset. It answers each step on the server channel.
+    pub fn tell(&mut self, message: &BrokerMessage) -> Result<(), ClientError> {
+        let (request, body) = message.encode();
+        let reply = self.call(request, &body, &[])?;
+        if payload(request, &reply)?.is_empty() { Ok(()) } else { Err(ClientError::Malformed { request }) }
     }
 
     /// Why the last request that failed on this connection did; `None` if none failed.

@@ -34,6 +34,8 @@ pub struct ProtocolFeatures(pub u64);
 impl ProtocolFeatures {
     /// Bit 3: a request with `need_reply` is acknowledged.
     pub const REPLY_ACK: Self = Self(VhostUserProtocolFeatures::REPLY_ACK.bits());
+    /// Bit 5: the client can hand over a socket on which the server sends its requests.
+    pub const BACKEND_REQ: Self = Self(VhostUserProtocolFeatures::BACKEND_REQ.bits());
     /// Bit 15: memory regions can be added and removed one by one.
     pub const CONFIGURE_MEM_SLOTS: Self = Self(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS.bits());
     /// Bit 62: the VFIO extension. Far from the bits that the vhost-user specification hands out; frontends that do

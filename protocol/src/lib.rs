@@ -8,6 +8,7 @@
 //! | where | what |
 //! |---|---|
 //! | [`frame`], [`connection`] | the framed socket under both protocols: a header, a body, descriptors; nothing blocks |
+//! | [`server_request`], [`server_channel`] | the server's own requests, and the client's end of the socket for them |
 //! | [`header`], [`request_number`], [`features`] | vhost-user framing of the control face |
 //! | [`request`], [`request_error`], [`reply`] | the control face's requests and replies, typed |
 //! | [`vhost_user`] | payloads of the base requests |
@@ -27,6 +28,8 @@ pub mod reply;
 pub mod request;
 pub mod request_error;
 pub mod request_number;
+pub mod server_channel;
+pub mod server_request;
 pub mod vfio_user;
 pub mod vhost_user;
 
@@ -38,3 +41,5 @@ pub use reply::ControlReply;
 pub use request::ControlRequest;
 pub use request_error::RequestError;
 pub use request_number::RequestNumber;
+pub use server_channel::{ChannelError, ServerChannel};
+pub use server_request::ServerRequest;

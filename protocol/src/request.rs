@@ -3,14 +3,17 @@
 //! The control face's requests, typed: what a frame asks for once everything in it was checked that can be checked
 //! without knowing the server's state.
 
+mod coordination;
+
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use zerocopy::FromBytes;
 
 use crate::extension::{
-    AddDeviceRequest, Cookie, CookieRequest, Face, IoasChoice, MAJOR, ResetGroupRequest, ResetMethod,
-    ResetRequest, ServeRequest, SetIommufdRequest, VersionRequest,
+    AddDeviceRequest, BrokerMessage, Cookie, CookieRequest, CoordinateRequest, EventKinds, Face,
+    GrantRequest, IoasChoice, MAJOR, MemberName, ResetGroupRequest, ResetMethod, ResetRequest, ServeRequest,
+    SetIommufdRequest, VersionRequest,
 };
 use crate::features::{ProtocolFeatures, VirtioFeatures};
 use crate::frame::{Descriptors, Frame};
@@ -103,6 +106,22 @@ pub enum ControlRequest {
     LastFailure,
     /// `LIST_DEVICES`.
     ListDevices,
+    /// `SET_BACKEND_REQ_FD`: the server channel.
+    SetServerChannel(OwnedFd),
+    /// `SUBSCRIBE`.
+    Subscribe {
+        /// To which events.
+        events: EventKinds,
+        /// How often groups are looked at; `None`: only when the server has changed something itself.
+        poll: Option<Duration>,
+    },
+    /// `COORDINATE`.
+    Coordinate {
+        /// What the broker calls the server.
+        name: MemberName,
+    },
+    /// `RESET_PREPARE`, `RESET_GRANT`, `RESET_DONE` and `RESET_ABORT`: from the broker.
+    Broker(BrokerMessage),
 }
 
 impl ControlRequest {
@@ -118,10 +137,11 @@ impl ControlRequest {
 /// `REM_MEM_REG` needs none, but some frontends send the region's file again.
 fn descriptors_allowed(request: RequestNumber) -> Option<(usize, usize)> {
     match request {
-        RequestNumber::NONE => None,
+        request if request == RequestNumber::NONE || request.is_from_server() => None,
         RequestNumber::SET_MEM_TABLE => Some((0, MAX_TABLE_REGIONS)),
         RequestNumber::REM_MEM_REG => Some((0, 1)),
         RequestNumber::ADD_MEM_REG
+        | RequestNumber::SET_BACKEND_REQ_FD
         | RequestNumber::SET_IOMMUFD
         | RequestNumber::ADD_DEVICE
         | RequestNumber::SERVE => Some((1, 1)),
@@ -157,6 +177,10 @@ impl Message {
             RequestNumber::SET_MEM_TABLE => ControlRequest::SetMemoryTable(self.memory_table()?),
             RequestNumber::GET_PROTOCOL_FEATURES => self.empty(ControlRequest::GetProtocolFeatures)?,
             RequestNumber::SET_PROTOCOL_FEATURES => ControlRequest::SetProtocolFeatures(self.payload()?),
+            RequestNumber::SET_BACKEND_REQ_FD => {
+                self.check_empty()?;
+                ControlRequest::SetServerChannel(self.descriptor()?)
+            }
             RequestNumber::GET_MAX_MEM_SLOTS => self.empty(ControlRequest::GetMaxMemorySlots)?,
             RequestNumber::ADD_MEM_REG => {
                 let SingleMemoryRegion { region, .. } = self.payload()?;
@@ -206,6 +230,19 @@ impl Message {
             RequestNumber::RESET => self.reset()?,
             RequestNumber::LAST_FAILURE => self.empty(ControlRequest::LastFailure)?,
             RequestNumber::LIST_DEVICES => self.empty(ControlRequest::ListDevices)?,
+            RequestNumber::SUBSCRIBE => self.subscribe()?,
+            RequestNumber::COORDINATE => {
+                let CoordinateRequest { name } = self.payload()?;
+                ControlRequest::Coordinate { name }
+            }
+            RequestNumber::RESET_PREPARE => ControlRequest::Broker(self.prepare()?),
+            RequestNumber::RESET_GRANT => {
+                let GrantRequest { coordination } = self.payload()?;
+                self.check(coordination.0 != 0, "coordination", 0)?;
+                ControlRequest::Broker(BrokerMessage::Grant { coordination })
+            }
+            RequestNumber::RESET_DONE => ControlRequest::Broker(self.done()?),
+            RequestNumber::RESET_ABORT => ControlRequest::Broker(self.abort()?),
             request => return Err(RequestError::Unknown { request }),
         })
     }
@@ -271,7 +308,11 @@ impl Message {
 
     /// `request`, which has no body.
     fn empty(&self, request: ControlRequest) -> Result<ControlRequest, RequestError> {
-        if self.body.is_empty() { Ok(request) } else { Err(self.bad_size(0)) }
+        self.check_empty().map(|()| request)
+    }
+
+    fn check_empty(&self) -> Result<(), RequestError> {
+        if self.body.is_empty() { Ok(()) } else { Err(self.bad_size(0)) }
     }
 
     /// The one descriptor that came.

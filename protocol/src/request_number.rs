@@ -44,6 +44,8 @@ requests! {
     GET_PROTOCOL_FEATURES = FrontendReq::GET_PROTOCOL_FEATURES as u32;
     /// Which protocol features the client wants.
     SET_PROTOCOL_FEATURES = FrontendReq::SET_PROTOCOL_FEATURES as u32;
+    /// Hands over the socket on which the server sends its requests.
+    SET_BACKEND_REQ_FD = FrontendReq::SET_BACKEND_REQ_FD as u32;
     /// How many memory regions the server takes.
     GET_MAX_MEM_SLOTS = FrontendReq::GET_MAX_MEM_SLOTS as u32;
     /// Adds a region to the memory table.
@@ -70,12 +72,54 @@ requests! {
     LAST_FAILURE = 0x5208;
     /// Which devices there are.
     LIST_DEVICES = 0x5209;
+    /// Has the server tell of events.
+    SUBSCRIBE = 0x520a;
+    /// Makes the client the broker of the server's resets.
+    COORDINATE = 0x520b;
+    /// Has the server quiesce its devices of a reset set.
+    RESET_PREPARE = 0x520c;
+    /// Has the server reset the set.
+    RESET_GRANT = 0x520d;
+    /// The set was reset.
+    RESET_DONE = 0x520e;
+    /// The set was not reset.
+    RESET_ABORT = 0x520f;
+    /// From the server: how a reset goes.
+    RESET_EVENT = 0x5280;
+    /// From the server: a device has reported an error.
+    DEVICE_ERROR = 0x5281;
+    /// From the server: the host wants a device back.
+    UNPLUG_REQUEST = 0x5282;
+    /// From the server: a reset group became available, or is not any more.
+    GROUP_CHANGED = 0x5283;
+    /// From the server: it would like a reset that reaches beyond its own devices.
+    RESET_REQUEST = 0x5284;
+    /// From the server: it has done its part of a coordinated reset.
+    RESET_ANSWER = 0x5285;
 }
 
 impl RequestNumber {
     /// Whether the number lies in the extension's block of frontend requests, which are answered always.
     pub fn is_extension(self) -> bool {
         (0x5200..0x5280).contains(&self.0)
+    }
+
+    /// Whether the number lies in the extension's block of the server's requests, which are never answered.
+    pub fn is_from_server(self) -> bool {
+        (0x5280..0x5300).contains(&self.0)
+    }
+
+    /// The minor version of the extension that the request came with.
+    pub fn minor(self) -> u16 {
+        match self {
+            Self::SUBSCRIBE
+            | Self::COORDINATE
+            | Self::RESET_PREPARE
+            | Self::RESET_GRANT
+            | Self::RESET_DONE
+            | Self::RESET_ABORT => 1,
+            other => u16::from(other.is_from_server()),
+        }
     }
 
     /// Whether the request is answered even without `need_reply`.

@@ -9,10 +9,13 @@ use std::fmt::Debug;
 use std::mem::offset_of;
 
 use protocol::extension::{
-    AddDeviceRequest, Cookie, CookieRequest, DeviceFlags, DeviceInfo, Face, GroupReason, LastFailureReply,
-    ListDevicesReply, Ownership, PciAddress, ReplyStatus, ResetGroupReply, ResetGroupRequest, ResetGroupRow,
-    ResetMethod, ResetOutcome, ResetReply, ResetRequest, RowFlags, RowReason, ServeRequest, SetIommufdReply,
-    SetIommufdRequest, VersionReply, VersionRequest,
+    AbortReason, AbortRequest, AddDeviceRequest, AffectedDevice, AffectedState, Cookie, CookieRequest,
+    CoordinateRequest, CoordinationRequestHeader, DeviceFlags, DeviceInfo, DoneRequest, EventKinds, Face,
+    GrantRequest, GroupEvent, GroupReason, LastFailureReply, ListDevicesReply, MemberAnswer, Ownership,
+    PciAddress, PrepareRequest, ReplyStatus, ResetAnswer, ResetEventHeader, ResetGroupReply,
+    ResetGroupRequest, ResetGroupRow, ResetMethod, ResetOutcome, ResetPolicy, ResetReply, ResetRequest,
+    ResetStage, RowFlags, RowReason, ServeRequest, SetIommufdReply, SetIommufdRequest, SubscribeRequest,
+    VersionReply, VersionRequest,
 };
 use protocol::vhost_user::{MemoryRegion, MemoryTableHeader, SingleMemoryRegion};
 use protocol::{ReceiveError, RequestError, RequestNumber, VhostUserHeader};
@@ -69,6 +72,19 @@ fn structures_of_the_code() -> BTreeMap<String, (usize, Vec<Field>)> {
         ResetReply { epoch, duration_us, method, outcome, attempts, affected }
         LastFailureReply { errno, request }
         ListDevicesReply { count, reserved }
+        SubscribeRequest { events, poll_ms }
+        CoordinateRequest { name }
+        PrepareRequest { coordination, target, policy, tries_ms, patience_ms, count, reserved }
+        GrantRequest { coordination }
+        DoneRequest { coordination, request, outcome, attempts, missing }
+        AbortRequest { coordination, request, reason, errno, attempts, device, member }
+        ResetEventHeader {
+            reset, epoch, duration_us, stage, method, outcome, errno, attempts, affected
+        }
+        AffectedDevice { cookie, state, reserved }
+        GroupEvent { generation, cookie, available, reason }
+        CoordinationRequestHeader { request, target, policy, tries_ms, count }
+        ResetAnswer { coordination, answer, errno, outcome, attempts, device, count }
     }
 }
 
@@ -87,6 +103,11 @@ fn values_of_the_code() -> BTreeMap<String, Vec<(u32, String)>> {
         ("RowReason".to_owned(), values::<RowReason>()),
         ("ResetMethod".to_owned(), values::<ResetMethod>()),
         ("ResetOutcome".to_owned(), values::<ResetOutcome>()),
+        ("ResetPolicy".to_owned(), values::<ResetPolicy>()),
+        ("AbortReason".to_owned(), values::<AbortReason>()),
+        ("ResetStage".to_owned(), values::<ResetStage>()),
+        ("AffectedState".to_owned(), values::<AffectedState>()),
+        ("MemberAnswer".to_owned(), values::<MemberAnswer>()),
     ])
 }
 
@@ -161,6 +182,10 @@ fn flags_are_the_bits_specified() {
         (DeviceFlags::FUNCTION_RESET.0, "FUNCTION_RESET".to_owned()),
         (DeviceFlags::SERVED.0, "SERVED".to_owned()),
         (RowFlags::HAS_COOKIE.0, "HAS_COOKIE".to_owned()),
+        (EventKinds::RESETS.0, "RESETS".to_owned()),
+        (EventKinds::DEVICE_ERRORS.0, "DEVICE_ERRORS".to_owned()),
+        (EventKinds::UNPLUG_REQUESTS.0, "UNPLUG_REQUESTS".to_owned()),
+        (EventKinds::GROUPS.0, "GROUPS".to_owned()),
     ];
     assert_eq!(specified, code);
 }

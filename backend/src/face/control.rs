@@ -36,8 +36,11 @@ enum Negotiation {
     Base,
     /// Protocol feature bit 62 is acknowledged: `VERSION` may come.
     FeatureAcknowledged,
-    /// Everything may come.
-    Extension,
+    /// Everything may come that is of this minor version.
+    Extension {
+        /// The one agreed on.
+        minor: u16,
+    },
 }
 
 /// One control connection.
@@ -74,6 +77,10 @@ impl ControlSession {
                 | ControlRequest::GetDeviceInfo(_)
                 | ControlRequest::ListDevices
                 | ControlRequest::LastFailure
+                | ControlRequest::SetServerChannel(_)
+                | ControlRequest::Subscribe { .. }
+                | ControlRequest::Coordinate { .. }
+                | ControlRequest::Broker(_)
         )
     }
 
@@ -127,6 +134,17 @@ impl ControlSession {
             ControlRequest::Reset { cookie, method, deadline } => {
                 return machine.reset(cookie, method, deadline, ResetOrigin::Control).map(Step::Job);
             }
+            // They are of version 1.1, and this server speaks 1.0: `check_order` lets none of them come so far.
+            ControlRequest::SetServerChannel(_) => {
+                return Err(Failure::unknown_request(RequestNumber::SET_BACKEND_REQ_FD));
+            }
+            ControlRequest::Subscribe { .. } => {
+                return Err(Failure::unknown_request(RequestNumber::SUBSCRIBE));
+            }
+            ControlRequest::Coordinate { .. } => {
+                return Err(Failure::unknown_request(RequestNumber::COORDINATE));
+            }
+            ControlRequest::Broker(message) => return Err(Failure::unknown_request(message.encode().0)),
         };
         Ok(Step::Reply(reply))
     }
@@ -135,15 +153,23 @@ impl ControlSession {
     ///
     /// # Errors
     ///
-    /// It belongs to the extension, and that has not been negotiated.
+    /// It belongs to the extension, and that has not been negotiated so far; or it does not exist in the version and with
+    /// the features agreed on.
     pub fn check_order(&self, request: RequestNumber) -> Result<(), Failure> {
+        let has_channel = self.acknowledged.contains(ProtocolFeatures::BACKEND_REQ);
+        if request == RequestNumber::SET_BACKEND_REQ_FD && !has_channel {
+            return Err(Failure::unknown_request(request));
+        }
         let allowed = match self.negotiation {
             Negotiation::Base => !request.is_extension(),
             Negotiation::FeatureAcknowledged => {
                 !request.is_extension()
                     || matches!(request, RequestNumber::VERSION | RequestNumber::LAST_FAILURE)
             }
-            Negotiation::Extension => true,
+            Negotiation::Extension { minor } if request.minor() > minor => {
+                return Err(Failure::unknown_request(request));
+            }
+            Negotiation::Extension { .. } => true,
         };
         if allowed { Ok(()) } else { Err(Failure::not_negotiated(request)) }
     }
@@ -167,8 +193,9 @@ impl ControlSession {
     }
 
     fn negotiate_version(&mut self, minor: u16) -> ControlReply {
-        self.negotiation = Negotiation::Extension;
-        ControlReply::Version(VersionReply::to(minor))
+        let reply = VersionReply::to(minor);
+        self.negotiation = Negotiation::Extension { minor: reply.minor };
+        ControlReply::Version(reply)
     }
 }
 
@@ -210,4 +237,34 @@ fn accept_face(
         return Err(Failure::already_served(device.function.address));
     }
     FaceSocket::from_fd(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection on which this minor version was agreed on.
+    fn agreed(minor: u16, acknowledged: ProtocolFeatures) -> ControlSession {
+        let session = ControlSession::new(ConnectionId(1));
+        ControlSession { negotiation: Negotiation::Extension { minor }, acknowledged, ..session }
+    }
+
+    #[test]
+    fn a_client_of_an_older_minor_version_has_its_requests_and_no_others() {
+        let session = agreed(0, ProtocolFeatures::VFIO);
+        assert!(session.check_order(RequestNumber::LIST_DEVICES).is_ok());
+        for request in [RequestNumber::SUBSCRIBE, RequestNumber::COORDINATE, RequestNumber::RESET_PREPARE] {
+            assert_eq!(session.check_order(request).unwrap_err().id(), "unknown-request");
+            assert!(agreed(1, ProtocolFeatures::VFIO).check_order(request).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_server_channel_comes_with_its_feature() {
+        let request = RequestNumber::SET_BACKEND_REQ_FD;
+        let without = agreed(1, ProtocolFeatures::VFIO);
+        assert_eq!(without.check_order(request).unwrap_err().id(), "unknown-request");
+        let with = agreed(1, ProtocolFeatures::VFIO | ProtocolFeatures::BACKEND_REQ);
+        assert!(with.check_order(request).is_ok());
+    }
 }

@@ -2,8 +2,8 @@
 
 //! Failures of messages, on either kind of socket.
 
-use protocol::RequestNumber;
 use protocol::vfio_user::RequestError;
+use protocol::{RequestError as ControlRequestError, RequestNumber};
 use rustix::io::Errno;
 
 use super::{Failure, failure};
@@ -19,6 +19,12 @@ impl Failure {
             "the VFIO extension has not been negotiated on this connection",
             "acknowledge protocol feature bit 62, then send VERSION first",
         )
+    }
+
+    /// A request that does not exist in the version agreed on.
+    pub fn unknown_request(request: RequestNumber) -> Self {
+        let error = ControlRequestError::Unknown { request };
+        Self { errno: error.errno(), sentences: error.failure() }
     }
 
     /// A feature bit that was not offered.

@@ -2,7 +2,9 @@
 
 //! Resetting: what would be hit ([`group`]), what is told about it ([`report`]) and can be done about it ([`remedy`]), doing it
 //! ([`order`]); and, before there is anything to reset, whether it will work ([`plan`]).
+//! [`engine`] decides on resets, and is about to take [`order`]'s place.
 
+pub mod engine;
 pub mod group;
 pub mod order;
 pub mod plan;

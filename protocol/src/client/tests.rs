@@ -5,10 +5,10 @@ use std::thread::{self, JoinHandle};
 
 use super::*;
 use crate::extension::{
-    DeviceFlags, Epoch, Generation, GroupReason, IommuGroup, KernelFeatures, Name, Ownership, PciAddress,
-    ResetGroupRow, ResetOutcome, RowFlags, RowReason,
+    CoordinationId, DeviceFlags, Epoch, Generation, GroupReason, IommuGroup, KernelFeatures, Name, Ownership,
+    PciAddress, ResetGroupRow, ResetOutcome, RowFlags, RowReason,
 };
-use crate::{ControlReply, ControlRequest};
+use crate::{ChannelError, ControlReply, ControlRequest, ServerRequest};
 
 const COOKIE: Cookie = Cookie(0xc0);
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -357,4 +357,67 @@ fn a_server_that_is_gone_is_noticed() {
     drop(theirs);
     let mut client = ControlClient::new(ours, TIMEOUT);
     assert!(matches!(client.negotiate(), Err(ClientError::Send { source: SendError::Closed, .. })));
+}
+
+#[test]
+fn a_client_hears_on_the_server_channel_what_it_has_subscribed_to() {
+    let (server, mut client) = Server::negotiated(|request| {
+        if let ControlRequest::SetServerChannel(channel) = request {
+            let mut channel = Connection::<VhostUserHeader>::new(channel.into(), Endpoint::Client);
+            for cookie in 1..=2 {
+                let (request, body) = ServerRequest::DeviceError(Cookie(cookie)).encode();
+                channel.send(VhostUserHeader::request(request, false), &body, &[]).unwrap();
+            }
+        }
+        ControlReply::Done
+    });
+    let mut channel = client.open_server_channel().unwrap();
+    client.subscribe(EventKinds::DEVICE_ERRORS, Some(Duration::from_secs(1))).unwrap();
+    assert_eq!(channel.receive_within(TIMEOUT).unwrap(), ServerRequest::DeviceError(Cookie(1)));
+    assert_eq!(channel.receive_within(TIMEOUT).unwrap(), ServerRequest::DeviceError(Cookie(2)));
+    let end = channel.receive_within(TIMEOUT).unwrap_err();
+    assert!(matches!(end, ChannelError::Receive(ReceiveError::Closed)), "{end:?}");
+    server.end(client);
+}
+
+#[test]
+fn what_is_no_request_of_a_server_is_malformed() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut channel = ServerChannel::new(theirs);
+    let mut server = Connection::<VhostUserHeader>::new(ours, Endpoint::Client);
+    server.send(VhostUserHeader::request(RequestNumber::RESET_ANSWER, false), &[0; 3], &[]).unwrap();
+    let error = channel.receive_within(TIMEOUT).unwrap_err();
+    assert!(matches!(error, ChannelError::Malformed(RequestNumber::RESET_ANSWER)), "{error:?}");
+}
+
+#[test]
+fn a_broker_tells_a_server_what_to_do() {
+    let message = BrokerMessage::Grant { coordination: CoordinationId(3) };
+    let expected = message.clone();
+    let (server, mut client) = Server::negotiated(move |request| {
+        match request {
+            ControlRequest::Coordinate { name } => assert_eq!(name.as_str(), "vm-nic"),
+            ControlRequest::Broker(message) => assert_eq!(message, expected),
+            other => panic!("{other:?}"),
+        }
+        ControlReply::Done
+    });
+    client.coordinate(MemberName::new("vm-nic")).unwrap();
+    client.tell(&message).unwrap();
+    server.end(client);
+}
+
+#[test]
+fn a_server_without_the_channel_is_a_server_all_the_same() {
+    let without = ProtocolFeatures(ProtocolFeatures::OFFERED.0 & !ProtocolFeatures::BACKEND_REQ.0);
+    let (server, mut client) = Server::start(move |request| match request {
+        ControlRequest::GetProtocolFeatures => ControlReply::ProtocolFeatures(without),
+        ControlRequest::SetProtocolFeatures(features) => {
+            assert_eq!(features, without);
+            ControlReply::Done
+        }
+        other => negotiation(&other).unwrap(),
+    });
+    client.negotiate().unwrap();
+    server.end(client);
 }

@@ -173,7 +173,7 @@ pub(crate) fn errno_from_wire(number: u32) -> Option<Errno> {
 }
 
 /// `text` without NUL and cut at a character boundary to at most `limit` bytes.
-fn bounded(text: String, limit: usize) -> String {
+pub(super) fn bounded(text: String, limit: usize) -> String {
     let mut text = if text.contains('\0') { text.replace('\0', " ") } else { text };
     text.truncate(text.floor_char_boundary(limit));
     text

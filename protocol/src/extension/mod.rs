@@ -7,14 +7,27 @@
 
 use zerocopy::TryFromBytes;
 
+mod coordination;
 mod device;
+mod event;
 mod failure;
 mod handover;
 mod reset;
 mod reset_group;
 mod version;
 
+pub(crate) use coordination::read_addresses;
+pub use coordination::{
+    AbortCause, AbortReason, AbortRequest, BrokerMessage, CoordinateRequest, CoordinationId,
+    CoordinationRequest, CoordinationRequestHeader, DoneRequest, GrantRequest, MAX_SET_FUNCTIONS,
+    MemberAnswer, MemberMessage, MemberName, Preparation, PrepareRequest, ResetAnswer, ResetPolicy,
+    ResetRequestId,
+};
 pub use device::{DeviceFlags, DeviceInfo, IommuGroup, ListDevicesReply, Name, PciAddress};
+pub use event::{
+    AffectedDevice, AffectedState, EventKinds, GroupEvent, ResetEvent, ResetEventHeader, ResetProgress,
+    ResetStage, SubscribeRequest,
+};
 pub use failure::{Failure, LastFailure, LastFailureReply, ReplyStatus};
 pub(crate) use failure::{errno_from_wire, wire_errno};
 pub use handover::{

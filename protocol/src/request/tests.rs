@@ -8,16 +8,21 @@ use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
 use super::*;
+use crate::extension::{
+    AbortCause, CoordinationId, PciAddress, Preparation, ResetOutcome, ResetPolicy, ResetRequestId,
+    SubscribeRequest,
+};
 use crate::frame::Header;
 
 /// Every request of the protocol with a payload of zeroes of the right size and the descriptors it takes.
-const WELL_FORMED: [(RequestNumber, usize, usize); 19] = [
+const WELL_FORMED: [(RequestNumber, usize, usize); 26] = [
     (RequestNumber::GET_FEATURES, 0, 0),
     (RequestNumber::SET_FEATURES, 8, 0),
     (RequestNumber::SET_OWNER, 0, 0),
     (RequestNumber::SET_MEM_TABLE, 8, 0),
     (RequestNumber::GET_PROTOCOL_FEATURES, 0, 0),
     (RequestNumber::SET_PROTOCOL_FEATURES, 8, 0),
+    (RequestNumber::SET_BACKEND_REQ_FD, 0, 1),
     (RequestNumber::GET_MAX_MEM_SLOTS, 0, 0),
     (RequestNumber::ADD_MEM_REG, 40, 1),
     (RequestNumber::REM_MEM_REG, 40, 0),
@@ -31,6 +36,12 @@ const WELL_FORMED: [(RequestNumber, usize, usize); 19] = [
     (RequestNumber::RESET, 16, 0),
     (RequestNumber::LAST_FAILURE, 0, 0),
     (RequestNumber::LIST_DEVICES, 0, 0),
+    (RequestNumber::SUBSCRIBE, 8, 0),
+    (RequestNumber::COORDINATE, 32, 0),
+    (RequestNumber::RESET_PREPARE, 32, 0),
+    (RequestNumber::RESET_GRANT, 8, 0),
+    (RequestNumber::RESET_DONE, 56, 0),
+    (RequestNumber::RESET_ABORT, 64, 0),
 ];
 
 const COOKIE: Cookie = Cookie(7);
@@ -58,7 +69,9 @@ fn field_of(outcome: Result<ControlRequest, RequestError>) -> &'static str {
 fn every_named_request_is_known() {
     let numbers: HashSet<u32> = WELL_FORMED.iter().map(|(request, _, _)| request.0).collect();
     for number in 1..0x6000 {
-        assert_eq!(RequestNumber(number).name().is_some(), numbers.contains(&number), "{number:#x}");
+        let request = RequestNumber(number);
+        let is_ours = request.name().is_some() && !request.is_from_server();
+        assert_eq!(is_ours, numbers.contains(&number), "{number:#x}");
     }
 }
 
@@ -97,7 +110,7 @@ fn every_request_must_have_its_descriptors() {
 
 #[test]
 fn an_unknown_request_is_told_apart() {
-    for number in [0, 4, 6, 12, 21, 34, 39, 45, 0x51ff, 0x520a, 0x527f, 0x5280, u32::MAX] {
+    for number in [0, 4, 6, 12, 22, 34, 39, 45, 0x51ff, 0x5210, 0x527f, 0x5280, 0x5285, u32::MAX] {
         let request = RequestNumber(number);
         let error = parse(request, &[0; 8], 1).unwrap_err();
         assert_eq!(error, RequestError::Unknown { request });
@@ -240,6 +253,112 @@ fn a_reset_has_the_method_and_the_deadline_that_it_names() {
 fn an_unknown_reset_method_is_refused() {
     let body = ResetRequest { cookie: COOKIE, method: 3, deadline_ms: 0 };
     assert_eq!(field_of(parse(RequestNumber::RESET, body.as_bytes(), 0)), "method");
+}
+
+#[test]
+fn a_subscription_names_events_that_exist() {
+    let body = SubscribeRequest { events: EventKinds::RESETS | EventKinds::GROUPS, poll_ms: 500 };
+    let ControlRequest::Subscribe { events, poll } =
+        parse(RequestNumber::SUBSCRIBE, body.as_bytes(), 0).unwrap()
+    else {
+        panic!("not a subscription")
+    };
+    assert_eq!((events, poll), (body.events, Some(Duration::from_millis(500))));
+    let body = SubscribeRequest { events: EventKinds(0x10), poll_ms: 0 };
+    assert_eq!(field_of(parse(RequestNumber::SUBSCRIBE, body.as_bytes(), 0)), "events");
+}
+
+/// One of each of a broker's messages, and those that differ in what they leave out.
+fn broker_messages() -> Vec<BrokerMessage> {
+    let coordination = CoordinationId(5);
+    let address = |devfn| PciAddress { segment: 0, bus: 3, devfn };
+    let member = MemberName::new("vm-nic");
+    let causes = [
+        AbortCause::MemberLost(member),
+        AbortCause::MemberSilent(member),
+        AbortCause::MemberRefused { member, device: address(1) },
+        AbortCause::KernelRefused { member, errno: Errno::BUSY, attempts: 17 },
+        AbortCause::DeadlinePassed,
+        AbortCause::UnknownHolder(address(2)),
+    ];
+    let abort = |cause| BrokerMessage::Abort { coordination: Some(coordination), request: None, cause };
+    let mut messages: Vec<_> = causes.map(abort).into();
+    messages.extend([
+        BrokerMessage::Abort { coordination: None, request: Some(ResetRequestId(8)), cause: causes[4] },
+        BrokerMessage::Prepare(Preparation {
+            coordination,
+            target: address(0),
+            policy: ResetPolicy::Force,
+            tries: Duration::from_millis(1500),
+            patience: Duration::from_secs(70),
+            functions: (0..=255).map(address).collect(),
+        }),
+        BrokerMessage::Grant { coordination },
+        BrokerMessage::Done {
+            coordination,
+            request: Some(ResetRequestId(8)),
+            outcome: ResetOutcome::LinkUnconfirmed,
+            attempts: 2,
+            missing: Some(member),
+        },
+        BrokerMessage::Done {
+            coordination,
+            request: None,
+            outcome: ResetOutcome::Done,
+            attempts: 1,
+            missing: None,
+        },
+    ]);
+    messages
+}
+
+#[test]
+fn what_a_broker_says_survives_the_wire() {
+    for message in broker_messages() {
+        let (request, body) = message.encode();
+        assert!(body.len() <= VhostUserHeader::MAX_BODY);
+        let ControlRequest::Broker(parsed) = parse(request, &body, 0).unwrap() else { panic!("{request}") };
+        assert_eq!(parsed, message);
+    }
+}
+
+#[test]
+fn a_set_has_as_many_functions_as_it_says_and_not_too_many() {
+    let (request, body) = broker_messages()
+        .into_iter()
+        .find_map(|message| match message {
+            BrokerMessage::Prepare(_) => Some(message.encode()),
+            _ => None,
+        })
+        .unwrap();
+    for size in [0, 31, body.len() - 4, body.len() - 1] {
+        assert!(matches!(parse(request, &body[..size], 0), Err(RequestError::Size { .. })), "{size} bytes");
+    }
+    let mut many = body.clone();
+    many[24..28].copy_from_slice(&257_u32.to_ne_bytes());
+    many.extend([0; 4]);
+    assert_eq!(field_of(parse(request, &many, 0)), "count");
+}
+
+#[test]
+fn what_a_broker_must_not_say_is_refused() {
+    let (prepare, prepared) = broker_messages()[7].encode();
+    let (abort, aborted) = broker_messages()[3].encode();
+    let (done, finished) = broker_messages()[9].encode();
+    let (grant, _) = broker_messages()[8].encode();
+    let with = |body: &[u8], offset: usize, value: u32| {
+        let mut body = body.to_vec();
+        body[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+        body
+    };
+    assert_eq!(field_of(parse(prepare, &with(&prepared, 0, 0), 0)), "coordination");
+    assert_eq!(field_of(parse(prepare, &with(&prepared, 12, 4), 0)), "policy");
+    assert_eq!(field_of(parse(prepare, &with(&prepared, 28, 1), 0)), "reserved");
+    assert_eq!(field_of(parse(grant, &[0; 8], 0)), "coordination");
+    assert_eq!(field_of(parse(done, &with(&finished, 0, 0), 0)), "coordination");
+    assert_eq!(field_of(parse(done, &with(&finished, 16, 2), 0)), "outcome");
+    assert_eq!(field_of(parse(abort, &with(&aborted, 16, 7), 0)), "reason");
+    assert_eq!(field_of(parse(abort, &with(&aborted, 20, 0), 0)), "errno");
 }
 
 proptest! {
