@@ -228,15 +228,17 @@ impl Kernel {
         })
     }
 
-    /// What is in use, for whoever looks for what was left behind; and what is pinned of what the asking process mapped.
-    pub(crate) fn usage(&self, asking: i32) -> String {
+    /// What is in use, for whoever looks for what was left behind; and what is pinned of what each process mapped.
+    pub(crate) fn usage(&self) -> String {
         let open = self.functions.values().filter(|function| function.is_open()).count();
         let mapped: u64 = self.contexts.values().map(Context::mapped_bytes).sum();
+        let pinned = self.locked.bytes_of_processes().into_iter();
+        let pinned: String =
+            pinned.map(|(process, bytes)| format!("pinned-bytes-of-{process} = {bytes}\n")).collect();
         format!(
-            "files = {}\ncontexts = {}\nopen-devices = {open}\nmapped-bytes = {mapped}\npinned-bytes = {}\n",
+            "files = {}\ncontexts = {}\nopen-devices = {open}\nmapped-bytes = {mapped}\n{pinned}",
             self.files.len(),
             self.contexts.len(),
-            self.locked.bytes_of_process(asking),
         )
     }
 }

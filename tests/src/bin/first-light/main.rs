@@ -11,6 +11,7 @@ mod handover;
 mod interrupts;
 mod refusals;
 mod reset;
+mod sharing;
 mod teardown;
 mod tool;
 
@@ -65,6 +66,9 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             teardown: closing_the_connection_frees_the_devices, a_removed_device_can_be_used_again,
                 a_killed_client_leaves_nothing_behind, descriptors_are_as_before_after_add_and_remove,
                 sigterm_ends_the_server_at_once;
+            sharing: functions_of_one_group_in_two_servers_reach_the_same_memory,
+                guest_memory_is_pinned_once_for_two_servers, memory_goes_with_the_server_that_filled_it,
+                the_second_server_outlives_the_first;
         },
         "edu-igb" => trials! {
             reset: a_hot_reset_brings_registers_to_their_defaults, a_sibling_of_another_group_blocks_until_it_is_passed,
