@@ -232,13 +232,14 @@ impl Kernel {
     pub(crate) fn usage(&self) -> String {
         let open = self.functions.values().filter(|function| function.is_open()).count();
         let mapped: u64 = self.contexts.values().map(Context::mapped_bytes).sum();
+        let mut lines = vec![
+            format!("files = {}\n", self.files.len()),
+            format!("contexts = {}\n", self.contexts.len()),
+            format!("open-devices = {open}\n"),
+            format!("mapped-bytes = {mapped}\n"),
+        ];
         let pinned = self.locked.bytes_of_processes().into_iter();
-        let pinned: String =
-            pinned.map(|(process, bytes)| format!("pinned-bytes-of-{process} = {bytes}\n")).collect();
-        format!(
-            "files = {}\ncontexts = {}\nopen-devices = {open}\nmapped-bytes = {mapped}\n{pinned}",
-            self.files.len(),
-            self.contexts.len(),
-        )
+        lines.extend(pinned.map(|(process, bytes)| format!("pinned-bytes-of-{process} = {bytes}\n")));
+        lines.concat()
     }
 }
