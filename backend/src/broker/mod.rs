@@ -60,9 +60,9 @@ impl ResetBroker {
         }
     }
 
-    /// Takes in a server with the devices that it has, under a name for people. The client has negotiated, and nothing was
-    /// handed over on its connection: that closes when the server says something malformed. Waits for the server, as long as
-    /// the client does.
+    /// Takes in a server with the devices that it has, under a name for people; it tells of `events` too. The client has
+    /// negotiated, and nothing was handed over on its connection: that closes when the server says something malformed. Waits
+    /// for the server, as long as the client does.
     ///
     /// # Errors
     ///
@@ -71,12 +71,13 @@ impl ResetBroker {
         &mut self,
         mut client: ControlClient,
         name: MemberName,
+        events: EventKinds,
         now: Instant,
     ) -> Result<MemberId, ClientError> {
         let cookies = client.list_devices()?.into_iter();
         let devices = cookies.map(|cookie| Ok(client.device_info(cookie)?.address));
         let devices = devices.collect::<Result<_, ClientError>>()?;
-        let session = BrokerSession::begin(client, name, EventKinds::ALL)?;
+        let session = BrokerSession::begin(client, name, events)?;
         self.last.0 += 1;
         let member = self.last;
         self.servers.insert(member, Server { name, session });
@@ -127,15 +128,7 @@ impl ResetBroker {
         let mut end = connection.err();
         for request in said {
             match request {
-                Ok(ServerRequest::Member(message)) => {
-                    self.tell_broker(broker::Event::Said(member, message), now);
-                }
-                Ok(ServerRequest::Reset(reset)) => self.note_event(name, Event::Reset(reset)),
-                Ok(ServerRequest::DeviceError(cookie)) => self.note_event(name, Event::DeviceError(cookie)),
-                Ok(ServerRequest::UnplugRequest(cookie)) => {
-                    self.note_event(name, Event::UnplugRequest(cookie));
-                }
-                Ok(ServerRequest::GroupChanged(group)) => self.note_event(name, Event::GroupChanged(group)),
+                Ok(request) => self.take_request(member, name, request, now),
                 Err(error) => end = end.or(Some(error)),
             }
         }
@@ -145,8 +138,17 @@ impl ResetBroker {
         }
     }
 
-    fn note_event(&mut self, server: MemberName, event: Event) {
-        self.notices.push(Notice::Event { server, event });
+    fn take_request(&mut self, member: MemberId, server: MemberName, request: ServerRequest, now: Instant) {
+        let event = match request {
+            ServerRequest::Member(message) => {
+                return self.tell_broker(broker::Event::Said(member, message), now);
+            }
+            ServerRequest::Reset(reset) => Event::Reset(reset),
+            ServerRequest::DeviceError(cookie) => Event::DeviceError(cookie),
+            ServerRequest::UnplugRequest(cookie) => Event::UnplugRequest(cookie),
+            ServerRequest::GroupChanged(group) => Event::GroupChanged(group),
+        };
+        self.notices.push(Notice::Event { member, server, event });
     }
 
     fn lose(&mut self, member: MemberId, why: SessionError) {

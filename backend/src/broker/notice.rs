@@ -57,6 +57,8 @@ pub enum Notice {
     /// A server tells of something that only concerns itself.
     Event {
         /// Which.
+        member: MemberId,
+        /// Its name.
         server: MemberName,
         /// What.
         event: Event,
@@ -138,7 +140,7 @@ impl fmt::Display for Notice {
                 let cause = why.source().map_or(String::new(), |cause| format!(": {cause}"));
                 write!(f, "event=server-lost server={} reason=\"{why}{cause}\"", server.as_str())
             }
-            Self::Event { server, event } => write!(f, "{event} server={}", server.as_str()),
+            Self::Event { server, event, .. } => write!(f, "{event} server={}", server.as_str()),
         }
     }
 }

@@ -181,7 +181,7 @@ impl Office {
         let server = thread::spawn(move || FakeServer::set_up(far, number));
         let mut client = ControlClient::new(near, TIMEOUT);
         client.negotiate().unwrap();
-        let member = self.broker.add(client, name(number), self.now).unwrap();
+        let member = self.broker.add(client, name(number), EventKinds::ALL, self.now).unwrap();
         (member, server.join().unwrap())
     }
 

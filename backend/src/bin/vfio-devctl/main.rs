@@ -11,6 +11,8 @@ mod memory_lock;
 mod model;
 mod plan;
 mod plan_view;
+mod run;
+mod server;
 mod table;
 mod tool_error;
 mod topology;
@@ -30,6 +32,7 @@ use self::launch::Launch;
 #[cfg(feature = "model")]
 use self::model::Model;
 use self::plan::PlanArguments;
+use self::run::Run;
 use self::tool_error::ToolError;
 use self::topology::TopologyArguments;
 use self::view::{DeviceView, ResetGroupView, ResetView, View};
@@ -86,6 +89,7 @@ enum Command {
     },
     /// Open devices, start a server and hand them over; ends with the server or on a signal.
     Launch(Launch),
+    Run(Run),
     Plan(PlanArguments),
     Topology(TopologyArguments),
     /// Show what the server is for, with devices of a modelled machine.
@@ -199,6 +203,7 @@ fn run(command: Command, host: &Host, json: bool) -> Result<ExitCode, ToolError>
             ResetView::new(&device, &report).print(json)
         }
         Command::Launch(launch) => launch.run(host, json),
+        Command::Run(run) => return run.run(host, json),
         Command::Plan(plan) => return plan.run(host, json),
         Command::Topology(topology) => topology.run(host, json),
         #[cfg(feature = "model")]
