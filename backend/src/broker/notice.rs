@@ -138,7 +138,8 @@ impl fmt::Display for Notice {
             }
             Self::Lost { server, why, .. } => {
                 let cause = why.source().map_or(String::new(), |cause| format!(": {cause}"));
-                write!(f, "event=server-lost server={} reason=\"{why}{cause}\"", server.as_str())
+                let why = if why.is_end() { "it is gone".into() } else { format!("{why}{cause}") };
+                write!(f, "event=server-lost server={} reason=\"{why}\"", server.as_str())
             }
             Self::Event { server, event, .. } => write!(f, "{event} server={}", server.as_str()),
         }

@@ -232,6 +232,8 @@ impl Vm {
             Notice::Declined { .. } => self.coordinations.declined += 1,
             // The server has it in its own log.
             Notice::Event { member, event, .. } => return self.count(*member, event),
+            // That is what we asked for.
+            Notice::Lost { .. } if self.is_asked_to_end() => return,
             Notice::Begun { .. } | Notice::Lost { .. } => {}
         }
         log::log!(notice.level(), "{notice}");
