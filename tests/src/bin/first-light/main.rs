@@ -11,6 +11,7 @@ mod handover;
 mod interrupts;
 mod refusals;
 mod reset;
+mod servers;
 mod sharing;
 mod teardown;
 mod tool;
@@ -74,6 +75,9 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             reset: a_hot_reset_brings_registers_to_their_defaults, a_sibling_of_another_group_blocks_until_it_is_passed,
                 a_function_without_driver_blocks, function_reset_is_preferred,
                 a_guests_function_level_reset_is_carried_out;
+            servers: a_reset_asked_of_either_server_resets_the_functions_of_both,
+                a_function_in_use_in_another_server_is_spared, a_server_that_hangs_hinders_no_other,
+                a_killed_server_leaves_its_function_to_the_next;
             tool: the_tool_names_the_blocker_and_the_remedy, the_tool_resets_what_is_complete,
                 the_tool_leaves_nothing_behind, the_plan_names_what_the_kernel_then_wants;
         },
