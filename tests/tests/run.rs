@@ -6,18 +6,19 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use protocol::ClientError;
 use protocol::extension::{Cookie, ResetMethod, ResetReport};
-use rustix::process::{Pid, Signal, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use vfio::model::order::{DriverOrder, FunctionOrder, Nothing};
 use vfio::model::{Order, Settings};
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
 use vhost_device_vfio_tests::host::ModelledMachine;
 use vhost_device_vfio_tests::launched_vm::{Aftermath, LaunchedVm, command};
-use vhost_device_vfio_tests::server_process::wait_until;
+use vhost_device_vfio_tests::server_process::{tool_binary, wait_until};
 use vhost_device_vfio_tests::vmm::refusal;
 
 const FIRST: &str = "0000:01:00.0";
@@ -382,6 +383,35 @@ fn a_server_that_does_not_start_is_named() {
     let aftermath = vm.end();
     assert_ne!(aftermath.status.code(), Some(0));
     assert!(aftermath.log.contains(FIRST), "{}", aftermath.log);
+}
+
+#[test]
+fn what_is_no_name_for_a_vm_is_wrong_usage() {
+    for name in ["", "a/b", ".", "thirty-two-letters-are-one-too-many"] {
+        let output = Command::new(tool_binary()).args(["run", "--vm", name, FIRST]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{name}");
+    }
+}
+
+#[test]
+fn a_descriptor_that_is_not_open_is_refused() {
+    let mut command = Command::new(tool_binary());
+    let output = command.args(["run", "--vm", "a", "--ready-fd", "99", FIRST]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("bad-ready-fd"), "{output:?}");
+}
+
+#[test]
+fn systemds_runtime_directory_is_used_and_left() {
+    let machine = ModelledMachine::start("igb-pair");
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(&machine.host());
+    command.arg(FIRST).env("RUNTIME_DIRECTORY", format!("{}:/nowhere", folder.path().display()));
+    let mut launcher = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let is_served = wait_until(|| folder.path().join(format!("{FIRST}.sock")).exists());
+    kill_process(Pid::from_child(&launcher), Signal::TERM).unwrap();
+    launcher.wait().unwrap();
+    assert!(is_served && folder.path().exists());
 }
 
 #[test]

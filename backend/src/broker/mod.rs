@@ -13,6 +13,25 @@
 //!                                        Notice, for the log
 //! ```
 //!
+//! ```no_run
+//! # use std::time::Instant;
+//! # use protocol::{ClientError, ControlClient};
+//! # use protocol::extension::{EventKinds, MemberName};
+//! # use vhost_device_vfio::broker::{Patience, ResetBroker};
+//! # fn wait_for(_: &ResetBroker) {}
+//! # fn coordinate(nic: ControlClient, disk: ControlClient) -> Result<(), ClientError> {
+//! let mut broker = ResetBroker::new(Patience::default());
+//! broker.add(nic, MemberName::new("nic"), EventKinds::RESETS, Instant::now())?;
+//! broker.add(disk, MemberName::new("disk"), EventKinds::RESETS, Instant::now())?;
+//! loop {
+//!     wait_for(&broker);
+//!     for notice in broker.process(Instant::now()) {
+//!         log::log!(notice.level(), "{notice}");
+//!     }
+//! }
+//! # }
+//! ```
+//!
 //! A server that hangs costs each reset that it has a part in the time that [`Patience`] allows, and no other server anything:
 //! what it does not read is kept for it, up to [`MAX_UNACKNOWLEDGED`](protocol::broker_session::MAX_UNACKNOWLEDGED) messages.
 

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::panic::resume_unwind;
 use std::thread::{self, JoinHandle};
 
 use protocol::ControlClient;
@@ -37,9 +38,9 @@ impl<T: Send + 'static> Task<T> {
         self.thread.is_finished()
     }
 
-    /// What came of it; `None` if it has panicked.
-    pub(crate) fn outcome(self) -> Option<Result<T, ToolError>> {
-        self.thread.join().ok()
+    /// Waits for what comes of it.
+    pub(crate) fn outcome(self) -> Result<T, ToolError> {
+        self.thread.join().unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
 

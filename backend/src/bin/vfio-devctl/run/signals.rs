@@ -35,9 +35,9 @@ impl Signals {
         drain(&mut self.end)
     }
 
-    /// Whether a child has ended since the last time.
-    pub(crate) fn take_child(&mut self) -> bool {
-        drain(&mut self.child)
+    /// Is woken again only by the next child that ends.
+    pub(crate) fn forget_children(&mut self) {
+        drain(&mut self.child);
     }
 }
 

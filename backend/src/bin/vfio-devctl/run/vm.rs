@@ -2,7 +2,6 @@
 
 //! A VM's servers under way: one loop for their resets, their ends and ours.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Command;
 use std::sync::Arc;
@@ -155,9 +154,7 @@ impl Vm {
                 return Ok(None);
             }
         }
-        let outcome =
-            task.outcome().unwrap_or_else(|| Err(ToolError::supervision(&io::Error::other("panic"))));
-        outcome.map(Some)
+        task.outcome().map(Some)
     }
 
     /// Goes on until the last server has ended.
@@ -200,7 +197,7 @@ impl Vm {
         for notice in self.broker.process(Instant::now()) {
             self.note(&notice);
         }
-        self.signals.take_child();
+        self.signals.forget_children();
         if self.signals.take_end() && !self.is_asked_to_end() {
             log::info!("event=ending");
             self.course = Course::Ending(Instant::now() + END_PATIENCE);
