@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What engine, wire and broker add to a hot reset that takes no time: the model's does not.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use crate::comparison::{Comparison, Figure, Goal};
+use crate::contest::Contest;
+use crate::modelled_slot::{self, ModelledSlot};
+use crate::processor::OneProcessor;
+use crate::reset_set::ResetSet;
+
+const CONTEST: Contest = Contest { rounds: 8, warm_up: 3, laps: 12 };
+/// Servers, and for each number of them how many functions they share.
+const CASES: [(usize, [usize; 3]); 3] = [(1, [2, 8, 32]), (2, [2, 8, 32]), (8, [8, 16, 32])];
+
+/// How long the reset takes beyond the time of the same calls done bare, and that time.
+fn overhead(servers: usize, functions: usize) -> (Duration, Duration) {
+    let slot = ModelledSlot::start(functions);
+    let set = ResetSet::new(&slot.host, slot.functions.clone(), servers, modelled_slot::SERVER);
+    let set = RefCell::new(set);
+    let [served, bare] = CONTEST.medians([&mut || set.borrow_mut().served().hot_reset(), &mut || {
+        set.borrow_mut().bare().hot_reset()
+    }]);
+    (served.saturating_sub(bare), bare)
+}
+
+/// The value at `x` of the line through two points.
+fn line(points: [(usize, Duration); 2], x: usize) -> Duration {
+    let [(x0, y0), (x1, y1)] = points;
+    let number = |x: usize| f64::from(u32::try_from(x).expect("a small number"));
+    let slope = (y1.as_secs_f64() - y0.as_secs_f64()) / (number(x1) - number(x0));
+    Duration::from_secs_f64((y0.as_secs_f64() + slope * (number(x) - number(x0))).max(0.0))
+}
+
+/// A line for each number of servers and functions, and for each number of servers one that tells whether the overhead
+/// grows faster than the number of functions.
+pub(crate) fn reset_engine() -> Vec<Comparison> {
+    let _pinned = OneProcessor::pin();
+    let mut comparisons = Vec::new();
+    for (servers, sizes) in CASES {
+        let overheads = sizes.map(|functions| {
+            let (overhead, bare) = overhead(servers, functions);
+            comparisons.push(Comparison {
+                figure: Figure::Time(overhead),
+                other_name: format!("bare, {functions} in {servers}").into(),
+                other: Figure::Time(bare),
+                goal: Goal::Milliseconds(1),
+            });
+            (functions, overhead)
+        });
+        let [first, second, (functions, last)] = overheads;
+        comparisons.push(Comparison {
+            figure: Figure::Time(last),
+            other_name: format!("line to {functions} in {servers}").into(),
+            other: Figure::Time(line([first, second], functions)),
+            goal: Goal::Ratio(1.2),
+        });
+    }
+    comparisons
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_goes_on_beyond_its_points() {
+        let milliseconds = Duration::from_millis;
+        assert_eq!(line([(2, milliseconds(3)), (8, milliseconds(6))], 32), milliseconds(18));
+    }
+}
