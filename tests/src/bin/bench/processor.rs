@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Which processor this process and those it starts run on.
+//! Which processor this process and those it starts run on, and for how long they do.
+
+use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Keeps this process, and for good those that it starts meanwhile, on one processor.
 ///
@@ -29,4 +32,21 @@ impl Drop for OneProcessor {
     fn drop(&mut self) {
         sched_setaffinity(None, &self.before).expect("the processors as before");
     }
+}
+
+/// How much of a processor's time this process has had.
+pub(crate) fn own_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).expect("a time")
+}
+
+/// The same of all threads of another process. They must be at rest: what one has just had is not counted yet.
+pub(crate) fn time_of(process: u32) -> Duration {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("the process's threads");
+    let time = |thread: std::io::Result<std::fs::DirEntry>| {
+        let path = thread.expect("a thread").path().join("schedstat");
+        let text = std::fs::read_to_string(path).expect("the thread's times");
+        let nanoseconds = text.split(' ').next().and_then(|number| number.parse().ok());
+        Duration::from_nanos(nanoseconds.expect("the time in which it ran"))
+    };
+    threads.map(time).sum()
 }

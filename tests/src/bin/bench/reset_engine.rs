@@ -20,9 +20,10 @@ fn overhead(servers: usize, functions: usize) -> (Duration, Duration) {
     let slot = ModelledSlot::start(functions);
     let set = ResetSet::new(&slot.host, slot.functions.clone(), servers, modelled_slot::SERVER);
     let set = RefCell::new(set);
-    let [served, bare] = CONTEST.medians([&mut || set.borrow_mut().served().hot_reset(), &mut || {
-        set.borrow_mut().bare().hot_reset()
-    }]);
+    let [served, bare] = CONTEST
+        .medians([&mut || set.borrow_mut().served().cost_of_hot_reset(), &mut || {
+            set.borrow_mut().bare().cost_of_hot_reset()
+        }]);
     (served.saturating_sub(bare), bare)
 }
 

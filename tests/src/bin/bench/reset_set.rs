@@ -11,6 +11,7 @@ use vhost_device_vfio_tests::host::Host;
 use vhost_device_vfio_tests::server_process::wait_until;
 
 use crate::contest::timed;
+use crate::processor::own_time;
 use crate::served_vm::ServedVm;
 
 /// Who has the functions.
@@ -98,6 +99,13 @@ impl OwnDevices {
             assert_eq!(first.hot_reset(), Ok(HotReset::Done));
             self.devices.iter().for_each(restore);
         })
+    }
+
+    /// The same in time of the processor that this process had.
+    pub(crate) fn cost_of_hot_reset(&self) -> Duration {
+        let before = own_time();
+        self.hot_reset();
+        own_time().saturating_sub(before)
     }
 
     /// The same for a function reset of each, one after the other.

@@ -20,6 +20,7 @@ use vhost_device_vfio_tests::host::Host;
 use vhost_device_vfio_tests::server_process::{PATIENCE, ServerProcess, binary, wait_until};
 
 use crate::contest::timed;
+use crate::processor::{own_time, time_of};
 
 /// The servers.
 #[derive(Debug)]
@@ -71,6 +72,16 @@ impl ServedVm {
                 self.broker.wait_for_end();
             }
         })
+    }
+
+    /// The same in time of processors: that of all servers, of the broker and of whoever asks.
+    pub(crate) fn cost_of_hot_reset(&mut self) -> Duration {
+        let servers =
+            |vm: &Self| vm.servers.iter().map(|(server, ..)| time_of(server.id())).sum::<Duration>();
+        let before = servers(self) + own_time();
+        self.hot_reset();
+        let own = own_time();
+        (own + servers(self)).saturating_sub(before)
     }
 
     /// Asks for a reset of each function alone, one after the other.
