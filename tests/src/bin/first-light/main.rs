@@ -82,6 +82,11 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             tool: the_tool_names_the_blocker_and_the_remedy, the_tool_resets_what_is_complete,
                 the_tool_leaves_nothing_behind, the_plan_names_what_the_kernel_then_wants;
         },
+        // A modelled reset takes no time.
+        "bridge" => trials! {
+            servers: a_server_killed_in_the_kernel_leaves_the_other_in_order,
+                a_server_killed_while_another_resets_is_missed_when_it_is_done;
+        },
         "hotplug-slot" => trials! { tool: the_plan_finds_the_slot_that_the_kernel_resets; },
         "switch" => trials! { tool: the_plan_knows_that_a_switch_is_never_reset; },
         // The sample device that is not PCI is only in the newer kernel's configuration, and not modelled.
