@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::Signal;
 use vfio::{Ioas, Iommufd};
-use vhost_device_vfio::broker::{Event, MemberId, Notice, Patience, ResetBroker};
+use vhost_device_vfio::broker::{MemberId, Notice, Patience, ResetBroker, ServerEvent};
 use vhost_device_vfio::host::Host;
 
 use super::handover::{self, Parcel, Task};
@@ -236,16 +236,16 @@ impl Vm {
         log::log!(notice.level(), "{notice}");
     }
 
-    fn count(&mut self, id: MemberId, event: &Event) {
+    fn count(&mut self, id: MemberId, event: &ServerEvent) {
         let Some(member) = self.members.iter_mut().find(|member| member.id == Some(id)) else { return };
         match event {
-            Event::Reset(reset) => match reset.progress {
+            ServerEvent::Reset(reset) => match reset.progress {
                 ResetProgress::Done { .. } => member.tally.resets_done += 1,
                 ResetProgress::Failed { .. } => member.tally.resets_failed += 1,
                 ResetProgress::Begun | ResetProgress::Quiesced => {}
             },
-            Event::DeviceError(_) => member.tally.device_errors += 1,
-            Event::UnplugRequest(_) | Event::GroupChanged(_) => {}
+            ServerEvent::DeviceError(_) => member.tally.device_errors += 1,
+            ServerEvent::UnplugRequest(_) | ServerEvent::GroupChanged(_) => {}
         }
     }
 }
