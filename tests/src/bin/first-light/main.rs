@@ -82,6 +82,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             tool: the_tool_names_the_blocker_and_the_remedy, the_tool_resets_what_is_complete,
                 the_tool_leaves_nothing_behind, the_plan_names_what_the_kernel_then_wants;
         },
+        "igb-pair" => trials! { servers: a_reset_asked_of_either_server_resets_the_functions_of_both; },
         // A modelled reset takes no time.
         "bridge" => trials! {
             servers: a_server_killed_in_the_kernel_leaves_the_other_in_order,
