@@ -17,6 +17,8 @@ use crate::pci_address::PciAddress;
 const MAX_ATTRIBUTE: usize = 4096;
 /// Most entries of a directory that are read: no PCI segment has more functions.
 const MAX_ENTRIES: usize = 1 << 16;
+/// The name of a group that vfio made up for a function without an IOMMU.
+const NO_IOMMU_GROUP: &str = "vfio-noiommu";
 /// Elsewhere the interrupt controller itself tells devices apart, and sysfs does not say whether it does.
 const MESSAGES_NEED_REMAPPING: bool = cfg!(target_arch = "x86_64");
 
@@ -158,6 +160,37 @@ impl Sysfs {
     pub fn group_siblings(&self, address: PciAddress) -> Result<Vec<PciAddress>, Errno> {
         let members = self.directory(&format!("bus/pci/devices/{address}/iommu_group/devices"))?;
         Ok(members.iter().filter_map(|name| name.parse().ok()).filter(|member| *member != address).collect())
+    }
+
+    /// Whether a driver has switched the function on. A VFIO driver does while somebody uses the device: from when it is bound
+    /// to an iommufd or opened by way of its group until it is closed. A cdev that is merely open does not count.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` where there is no such function (any more).
+    pub fn is_enabled(&self, address: PciAddress) -> Result<bool, Errno> {
+        Ok(self.attribute(&format!("bus/pci/devices/{address}/enable"))? != "0")
+    }
+
+    /// The driver that an unbind takes from a function while it waits for the function's user: the link to it is gone already,
+    /// and the cdev with it, but the kernel still names it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` where there is no such function (any more).
+    pub fn departing_driver(&self, address: PciAddress) -> Result<Option<String>, Errno> {
+        let directory = format!("bus/pci/devices/{address}");
+        if self.exists(&format!("{directory}/driver")) {
+            return Ok(None);
+        }
+        let properties = self.attribute(&format!("{directory}/uevent"))?;
+        Ok(properties.lines().find_map(|line| line.strip_prefix("DRIVER=")).map(ToOwned::to_owned))
+    }
+
+    /// Whether no IOMMU stands behind a function, so that its group is one that vfio made up, with no other member.
+    pub fn is_without_iommu(&self, address: PciAddress) -> bool {
+        self.attribute(&format!("bus/pci/devices/{address}/iommu_group/name"))
+            .is_ok_and(|name| name == NO_IOMMU_GROUP)
     }
 
     /// Whether the firmware demands that a part of memory stays reachable for the function at its own address, which

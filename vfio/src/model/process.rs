@@ -22,11 +22,12 @@ use self::orders::Unbinding;
 use crate::model::caller::caller;
 use crate::model::fault::{self, Fault, Faults};
 use crate::model::kernel::{FileId, Kernel, Node};
+use crate::model::open_files::OpenFiles;
 use crate::model::order;
 use crate::model::schedule::{Clock, Schedule};
-use crate::model::sysfs::{Cdev, SysfsTree};
+use crate::model::sysfs::{Cdev, SysfsTree, Use};
 use crate::model::system_call::{Given, Named, Return};
-use crate::model::topology::{Driver, Topology};
+use crate::model::topology::{Driver, KernelVersion, Topology};
 use crate::model::wire::{self, Reply, Request};
 use crate::pci_address::PciAddress;
 
@@ -70,6 +71,7 @@ pub(crate) struct Process {
     sysfs: SysfsTree,
     nodes: BTreeMap<Node, (PathBuf, UnixListener)>,
     files: BTreeMap<FileId, FileEnd>,
+    open_files: OpenFiles,
     orders: UnixListener,
     schedule: Schedule<Work>,
     unbinding: Vec<Unbinding>,
@@ -77,6 +79,7 @@ pub(crate) struct Process {
     clock: Clock,
     /// What sysfs shows of each function.
     shown: BTreeMap<PciAddress, (Driver, Option<Cdev>)>,
+    shown_uses: BTreeMap<PciAddress, Use>,
 }
 
 /// What became ready.
@@ -102,6 +105,8 @@ impl Process {
         let unbound = kernel.drivers().into_keys().map(|address| (address, (Driver::Missing, None)));
         let mut process = Self {
             shown: unbound.collect(),
+            shown_uses: BTreeMap::new(),
+            open_files: OpenFiles::create(folder)?,
             orders: UnixListener::bind(order::socket(folder))?,
             folder: folder.into(),
             nodes: BTreeMap::new(),
@@ -178,7 +183,13 @@ impl Process {
             let peer_inode = fstat(&far)?.st_ino;
             Ok((FileEnd { socket: near, peer_inode }, far))
         });
-        let (end, far) = ends.inspect_err(|_| self.kernel.close(file))?;
+        let (end, far) = ends
+            .and_then(|(end, far)| {
+                self.show_open_file(file, end.peer_inode)
+                    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+                Ok((end, far))
+            })
+            .inspect_err(|_| self.kernel.close(file))?;
         self.files.insert(file, end);
         Ok(far)
     }
@@ -189,7 +200,9 @@ impl Process {
         match wire::receive_request(end.socket.as_fd()) {
             Ok(Some(request)) => self.meet_fault(file, request),
             Ok(None) => {
-                self.files.remove(&file);
+                if let Some(end) = self.files.remove(&file) {
+                    shown(self.open_files.remove(end.peer_inode));
+                }
                 self.start(Work::Close(file));
             }
             // What is no request is nobody's to answer.
@@ -278,6 +291,7 @@ impl Process {
             Work::Call { file, request, errno: None, .. } => self.answer(file, request),
             Work::Close(file) => {
                 self.kernel.close(file);
+                shown(self.show_uses());
                 self.finish_unbinding();
             }
         }
@@ -288,6 +302,7 @@ impl Process {
         let caller = caller(request.sender);
         let Return { outcome, data, given } =
             self.kernel.call(file, request.call, request.data, named, &caller);
+        shown(self.show_uses());
         let mut reply = Reply { outcome, data, descriptor: None };
         match given {
             Some(Given::Descriptor(descriptor)) => reply.descriptor = Some(descriptor),
@@ -326,11 +341,9 @@ impl Process {
         }
     }
 
-    /// Something may be driven by somebody else now. Whether that can be shown is for the next reader to notice.
+    /// Something may be driven by somebody else now.
     fn changed(&mut self) {
-        if let Err(error) = self.show_changes() {
-            log::error!("event=model-not-shown reason=\"{error}\"");
-        }
+        shown(self.show_changes());
     }
 
     /// Brings nodes and sysfs up to date.
@@ -366,6 +379,34 @@ impl Process {
             }
         }
         self.shown = present;
+        self.show_uses()
+    }
+
+    /// Brings what sysfs says of who uses a function up to date.
+    fn show_uses(&mut self) -> io::Result<()> {
+        let uses: BTreeMap<_, _> = self.kernel.uses().collect();
+        for (address, now) in &uses {
+            if self.shown_uses.get(address) != Some(now) {
+                self.sysfs.set_use(*address, now)?;
+            }
+        }
+        self.shown_uses = uses;
         Ok(())
+    }
+
+    /// Since 6.18 the kernel says of the file of a device which one it is.
+    fn show_open_file(&self, file: FileId, inode: u64) -> io::Result<()> {
+        let function = self.kernel.function_behind(file);
+        let tells = self.kernel.topology().kernel != KernelVersion::Linux6_12;
+        let directory = function.filter(|_| tells).and_then(|function| self.sysfs.directory(function));
+        let details = directory.map_or(String::new(), |path| format!("vfio-device-syspath: /sys/{path}\n"));
+        self.open_files.add(inode, &self.kernel.link_of(file), &details)
+    }
+}
+
+/// Whether something can be shown is for the next reader to notice.
+fn shown(done: io::Result<()>) {
+    if let Err(error) = done {
+        log::error!("event=model-not-shown reason=\"{error}\"");
     }
 }

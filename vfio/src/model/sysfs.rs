@@ -55,6 +55,17 @@ struct Function {
     group: Option<Group>,
     driver: Option<String>,
     cdev: Option<Cdev>,
+    /// What `uevent` says whoever drives it.
+    properties: String,
+}
+
+/// How a function is used, as far as that shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Use {
+    /// The driver that the kernel has for it, also when an unbind has taken the link to it away and waits.
+    pub(crate) driver: Option<String>,
+    /// Whether its driver has switched it on.
+    pub(crate) is_enabled: bool,
 }
 
 /// A function's part in its IOMMU group.
@@ -109,7 +120,27 @@ impl SysfsTree {
             self.tree.link(&format!("{directory}/physfn"), &physical)?;
         }
         let kind = GroupKind::Isolated { firmware_mapping: function.firmware_mapping };
-        self.show(function.address, directory, function.iommu_group.map(|number| Group { number, kind }))
+        let properties = properties(function.address, identity);
+        self.describe_use(&directory, &properties, &Use::default())?;
+        let group = function.iommu_group.map(|number| Group { number, kind });
+        self.show(function.address, directory, group, properties)
+    }
+
+    /// Who drives a function changes what it says of itself, and so does whether it is switched on.
+    pub(crate) fn set_use(&self, address: PciAddress, shown: &Use) -> io::Result<()> {
+        let function = self.function(address)?;
+        self.describe_use(&function.directory, &function.properties, shown)
+    }
+
+    /// A function's place below `/sys`.
+    pub(crate) fn directory(&self, address: PciAddress) -> Option<&str> {
+        self.functions.get(&address).map(|function| function.directory.as_str())
+    }
+
+    fn describe_use(&self, directory: &str, properties: &str, shown: &Use) -> io::Result<()> {
+        let driver = shown.driver.as_ref().map_or(String::new(), |name| format!("DRIVER={name}\n"));
+        self.tree.write(&format!("{directory}/uevent"), driver + properties)?;
+        self.tree.write(&format!("{directory}/enable"), format!("{}\n", u8::from(shown.is_enabled)))
     }
 
     /// A function disappears.
@@ -194,7 +225,8 @@ impl SysfsTree {
             self.bind(&directory, bridge.address, "pcieport")?;
         }
         let kind = GroupKind::Isolated { firmware_mapping: false };
-        self.show(bridge.address, directory, bridge.iommu_group.map(|number| Group { number, kind }))
+        let group = bridge.iommu_group.map(|number| Group { number, kind });
+        self.show(bridge.address, directory, group, String::new())
     }
 
     /// The directory for a function is in that of its bridge, as functions on a bus that SR-IOV made up are, too.
@@ -240,10 +272,17 @@ impl SysfsTree {
     }
 
     /// What is described can be found from here on.
-    fn show(&mut self, address: PciAddress, directory: String, group: Option<Group>) -> io::Result<()> {
+    fn show(
+        &mut self,
+        address: PciAddress,
+        directory: String,
+        group: Option<Group>,
+        properties: String,
+    ) -> io::Result<()> {
         let link = format!("bus/pci/devices/{address}");
         let target = directory.clone();
-        self.functions.insert(address, Function { directory, group: None, driver: None, cdev: None });
+        let function = Function { directory, group: None, driver: None, cdev: None, properties };
+        self.functions.insert(address, function);
         self.set_group(address, group)?;
         self.tree.link(&link, &target)
     }
@@ -346,6 +385,12 @@ fn forgets_in_sleep(part: Part) -> bool {
         Part::Edu | Part::Nvme => false,
         Part::Igb | Part::E1000e | Part::I82559er | Part::VirtioBlock | Part::VirtioNet => true,
     }
+}
+
+/// What `uevent` says of a function that nobody drives.
+fn properties(address: PciAddress, identity: &Identity) -> String {
+    let Identity { vendor, device, class, .. } = identity;
+    format!("PCI_CLASS={class:X}\nPCI_ID={vendor:04X}:{device:04X}\nPCI_SLOT_NAME={address}\n")
 }
 
 fn number_text(number: DeviceNumber) -> String {
