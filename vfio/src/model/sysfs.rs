@@ -207,7 +207,15 @@ impl SysfsTree {
 
     fn add_bridge(&mut self, bridge: &Bridge, last_bus: u8) -> io::Result<()> {
         let directory = self.add_directory(bridge.address, None)?;
-        self.describe(&directory, &Identity::of_bridge(bridge, last_bus))?;
+        let identity = Identity::of_bridge(bridge, last_bus);
+        self.describe(&directory, &identity)?;
+        let driver = (!bridge.kind.is_conventional()).then(|| "pcieport".to_owned());
+        let properties = properties(bridge.address, &identity);
+        self.describe_use(
+            &directory,
+            &properties,
+            &Use { is_enabled: driver.is_some(), driver: driver.clone() },
+        )?;
         self.tree.write(&format!("{directory}/secondary_bus_number"), format!("{}\n", bridge.bus))?;
         if bridge.slot_reset {
             let slot = format!("bus/pci/slots/{}", self.slots);
@@ -221,12 +229,12 @@ impl SysfsTree {
             self.tree.link(&format!("{HOTPLUG_DRIVER}/{service}"), &format!("{directory}/{service}"))?;
         }
         self.buses.insert(bridge.leads_to(), directory.clone());
-        if !bridge.kind.is_conventional() {
-            self.bind(&directory, bridge.address, "pcieport")?;
+        if let Some(driver) = driver {
+            self.bind(&directory, bridge.address, &driver)?;
         }
         let kind = GroupKind::Isolated { firmware_mapping: false };
         let group = bridge.iommu_group.map(|number| Group { number, kind });
-        self.show(bridge.address, directory, group, String::new())
+        self.show(bridge.address, directory, group, properties)
     }
 
     /// The directory for a function is in that of its bridge, as functions on a bus that SR-IOV made up are, too.
@@ -390,7 +398,7 @@ fn forgets_in_sleep(part: Part) -> bool {
 /// What `uevent` says of a function that nobody drives.
 fn properties(address: PciAddress, identity: &Identity) -> String {
     let Identity { vendor, device, class, .. } = identity;
-    format!("PCI_CLASS={class:X}\nPCI_ID={vendor:04X}:{device:04X}\nPCI_SLOT_NAME={address}\n")
+    format!("PCI_CLASS={class:04X}\nPCI_ID={vendor:04X}:{device:04X}\nPCI_SLOT_NAME={address}\n")
 }
 
 fn number_text(number: DeviceNumber) -> String {

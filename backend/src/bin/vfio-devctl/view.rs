@@ -191,7 +191,7 @@ impl From<&ResetGroupRow> for FunctionView {
                 RowReason::None => "none",
                 RowReason::NoDriver => "no-driver",
                 RowReason::KernelDriver => "kernel-driver",
-                RowReason::NotOurs => "not-ours",
+                RowReason::Unopened => "unopened",
                 RowReason::Bridge => "bridge",
                 RowReason::OtherScope => "other-scope",
                 RowReason::Unknown => "unknown",
