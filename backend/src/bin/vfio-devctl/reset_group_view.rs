@@ -15,7 +15,7 @@ use crate::drawing::{Drawing, Mark};
 use crate::holder::Holder;
 use crate::outlook::{Outlook, is_locked};
 use crate::table::Table;
-use crate::view::{View, number_or_dash, yes_or_no};
+use crate::view::{View, number_or_dash};
 
 /// A reset group, as seen from one of its devices.
 #[derive(Debug, Serialize)]
@@ -171,7 +171,7 @@ impl ResetGroupView {
                 Table::vfio_driver(&function.driver, &function.vfio_device),
                 Table::kernel_driver(&function.driver, &function.vfio_device),
                 function.owned().into(),
-                yes_or_no(function.blocks),
+                function.blocks(),
                 function.remedy.clone(),
             ]);
         }
@@ -222,6 +222,11 @@ impl FunctionView {
         }
     }
 
+    /// With the reason's name, by which docs/operations.md explains it.
+    fn blocks(&self) -> String {
+        if self.blocks { format!("yes: {}", self.reason) } else { "no".into() }
+    }
+
     fn mark(&self) -> Mark {
         let text = match (self.cookie, self.blocks) {
             (Some(cookie), _) => format!("{} ({cookie})", self.ownership),
@@ -236,7 +241,7 @@ impl View for ResetGroupView {
     fn text(&self) -> String {
         let functions = self.tree.clone().unwrap_or_else(|| self.table());
         format!(
-            "Now: {} {} (generation {}).\nLater: {}.\nDevices of ours: {}.\nReset: {}\n\n{functions}",
+            "{} {} (generation {}).\nLater: {}.\nDevices of ours: {}.\nCommand: {}\n\n{functions}",
             self.device,
             self.is_available(),
             self.generation,

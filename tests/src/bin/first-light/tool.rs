@@ -83,7 +83,7 @@ pub(crate) fn the_tool_names_the_blocker_and_the_remedy() {
     let table = text(&launched.ask(&["reset-group", FIRST]).stdout);
     assert!(table.contains("cannot be hot reset"), "{table}");
     let row = table.lines().find(|line| line.starts_with(SECOND)).unwrap();
-    assert!(row.contains("blocking") && row.contains("/dev/vfio/devices/vfio"), "{row}");
+    assert!(row.contains("yes: unopened") && row.contains("/dev/vfio/devices/vfio"), "{row}");
     let refused = launched.ask(&["reset", FIRST, "--method", "hot"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("id:  reset-blocked"), "{refused:?}");
