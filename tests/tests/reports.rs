@@ -396,6 +396,19 @@ fn before_7_3_a_function_without_an_iommu_can_never_be_handed_over() {
 }
 
 #[test]
+fn before_7_3_a_device_without_an_iommu_is_refused_with_the_reason() {
+    let machine = ModelledMachine::start("no-iommu-6.12");
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(tool_binary());
+    command.args(machine.host().arguments()).args(["--json", "launch", "--device", FIRST, "--socket"]);
+    let output = command.arg(folder.path().join("control")).output().unwrap();
+    let refused: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!((output.status.code(), &refused["id"]), (Some(1), &"cannot-open".into()));
+    let fix = refused["fix"].as_str().unwrap();
+    assert!(fix.contains("(before Linux 7.3 only with an IOMMU)"), "{fix}");
+}
+
+#[test]
 fn a_virtual_function_is_never_hot_reset() {
     let machine = ModelledMachine::start("virtual-function");
     let report = Vm::on(&machine.host(), &["0000:01:10.0"]).report("0000:01:10.0");

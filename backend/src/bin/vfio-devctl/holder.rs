@@ -8,6 +8,8 @@ use protocol::extension::ResetGroupRow;
 use vhost_device_vfio::host::{Host, OpenFile};
 use vhost_device_vfio::reset::remedy;
 
+use crate::blocker;
+
 /// Where the kernel shows processes.
 pub(crate) const PROC: &str = "/proc";
 /// What links to the cdevs of VFIO begin with.
@@ -45,10 +47,12 @@ struct VfioFile {
 }
 
 impl Holder {
-    /// Who has the functions of these rows open, row by row, each process and way once; as far as that may be seen.
+    /// Who has the functions of these rows open, row by row, each process and way once; as far as that may be seen, and only
+    /// where it tells why a row blocks.
     pub(crate) fn find(proc: &Path, host: &Host, rows: &[ResetGroupRow]) -> Vec<Vec<Self>> {
-        let files = vfio_files(proc, host);
-        let of_row = |row: &ResetGroupRow| {
+        let matters = |row: &ResetGroupRow| blocker::depends_on_holders(row.reason);
+        let files = if rows.iter().any(matters) { vfio_files(proc, host) } else { Vec::new() };
+        let of_row = |row| {
             let opened = files.iter().filter_map(|file| Some((file.process, file.way_to(row)?)));
             let mut holders: Vec<_> =
                 opened.map(|(process, way)| Self { process, command: command(proc, process), way }).collect();
@@ -56,7 +60,7 @@ impl Holder {
             holders.dedup();
             holders
         };
-        rows.iter().map(of_row).collect()
+        rows.iter().map(|row| if matters(row) { of_row(row) } else { Vec::new() }).collect()
     }
 }
 
@@ -181,6 +185,16 @@ mod tests {
         assert_eq!(
             ways(&[("/dev/vfio/vfio", ""), ("/dev/vfio/7", ""), ("/dev/null", PATH), ("socket:[6]", "")]),
             []
+        );
+    }
+
+    #[test]
+    fn who_has_what_does_not_block_is_not_told() {
+        let proc = proc(&[("/dev/vfio/devices/vfio1", PATH)]);
+        let ours = ResetGroupRow { ownership: Ownership::Ours, reason: RowReason::None, ..row() };
+        assert_eq!(
+            Holder::find(proc.path(), &Host::this(), &[ours, row()]).iter().map(Vec::len).collect::<Vec<_>>(),
+            [0, 1]
         );
     }
 

@@ -26,9 +26,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use protocol::extension::{
-    Cookie, DEFAULT_RESET_DEADLINE, DeviceInfo, LONGEST_ATTEMPT, ResetGroup, ResetMethod,
-};
+use protocol::extension::{Cookie, DEFAULT_RESET_DEADLINE, DeviceInfo, LONGEST_ATTEMPT, ResetMethod};
 use protocol::{ClientError, ControlClient};
 use vhost_device_vfio::host::{Host, HostArguments};
 
@@ -175,7 +173,8 @@ fn show_reset_group(
     let mut client = connect(&server.socket)?;
     let device = find(&mut client, device)?;
     let group = client.reset_group(device.cookie)?;
-    let view = ResetGroupView::new(&device, &group, &holders(&group, host), &server.socket);
+    let holders = Holder::find(Path::new(holder::PROC), host, &group.rows);
+    let view = ResetGroupView::new(&device, &group, &holders, &server.socket);
     if !form.tree && form.svg.is_none() {
         return Ok(view);
     }
@@ -184,15 +183,6 @@ fn show_reset_group(
         drawing.write_svg(path)?;
     }
     Ok(if form.tree { view.with_tree(&drawing) } else { view })
-}
-
-/// Who has the functions of a group open, row by row, where that tells why one blocks.
-fn holders(group: &ResetGroup, host: &Host) -> Vec<Vec<Holder>> {
-    if group.rows.iter().any(|row| blocker::depends_on_holders(row.reason)) {
-        Holder::find(Path::new(holder::PROC), host, &group.rows)
-    } else {
-        Vec::new()
-    }
 }
 
 fn run(command: Command, host: &Host, json: bool) -> Result<ExitCode, ToolError> {

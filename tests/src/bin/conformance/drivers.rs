@@ -257,7 +257,7 @@ fn usage(scene: &Scene<'_>, function: &Function) -> (bool, Option<String>) {
 fn an_unbind_that_waits_can_be_told_from_one_that_is_over(scene: &Scene<'_>) {
     let function = scene.second();
     let vfio = || Some("vfio-pci".to_owned());
-    scene.expect("before", usage(scene, function), (false, None::<String>));
+    scene.expect("before", wait_until(|| usage(scene, function) == (false, None)), true);
     while_unbinding(scene, function, scene.open_file(function), |file| {
         scene.expect("while it is open", usage(scene, function), (false, vfio()));
         drop(file);
@@ -274,7 +274,7 @@ fn an_unbind_that_waits_can_be_told_from_one_that_is_over(scene: &Scene<'_>) {
 fn a_function_is_switched_on_while_somebody_uses_it(scene: &Scene<'_>) {
     let function = scene.first();
     let is_enabled = || usage(scene, function).0;
-    scene.expect("when nobody has it", is_enabled(), false);
+    scene.expect("when nobody has it", wait_until(|| !is_enabled()), true);
     let opened = scene.open(function);
     scene.expect("when its cdev is open", is_enabled(), false);
     drop(opened);
