@@ -2,33 +2,71 @@
 
 //! A device as the server holds it: bound, attached, with what its frontend armed.
 
+use std::io;
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
+
 use vfio::irq::{IrqData, IrqSet};
-use vfio::{CallError, ConfigSpace, Device, Function, IrqAction, IrqIndex, PciAddress, RegionIndex};
+use vfio::{CallError, ConfigSpace, Device, Function, IrqAction, IrqIndex, Object, PciAddress, RegionIndex};
 
+use crate::notice::Notice;
 use crate::owner::Owner;
+use crate::reset::engine::{Usage, Vm, touch};
 
-/// Which interrupts are armed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Interrupts {
-    /// The device's own: one kind at a time.
-    active: Option<IrqIndex>,
+/// Which interrupts of its own a device has armed: one kind at a time.
+#[derive(Clone, Debug, Default)]
+pub enum Interrupts {
+    /// None.
+    #[default]
+    Off,
+    /// `INTx`. What was armed is kept: a client that has not asked for a reset does not arm it again after one.
+    Pin {
+        /// Told when the pin is asserted.
+        trigger: Arc<OwnedFd>,
+        /// Written to when the client has served the interrupt, if it said so.
+        unmask: Option<Arc<OwnedFd>>,
+    },
+    /// MSI or MSI-X. A driver arms them again after a reset, as it finds them off.
+    Messages(IrqIndex),
 }
 
 impl Interrupts {
+    const fn index(&self) -> Option<IrqIndex> {
+        match self {
+            Self::Off => None,
+            Self::Pin { .. } => Some(IrqIndex::Intx),
+            Self::Messages(index) => Some(*index),
+        }
+    }
+
     /// Takes note of a `SET_IRQS` that the kernel accepted.
-    fn note(&mut self, set: &IrqSet<'_>) {
-        if !set.index.is_device_interrupt() || set.action != IrqAction::Trigger {
-            return;
+    ///
+    /// # Errors
+    ///
+    /// There is no room for a copy of an eventfd.
+    fn note(&mut self, set: &IrqSet<'_>) -> io::Result<()> {
+        let eventfd = |fds: &[Option<BorrowedFd<'_>>]| {
+            fds.first().copied().flatten().map(|fd| fd.try_clone_to_owned().map(Arc::new)).transpose()
+        };
+        match (set.index, set.action, &set.data) {
+            (index, IrqAction::Trigger, IrqData::None(0)) if index.is_device_interrupt() => *self = Self::Off,
+            (IrqIndex::Intx, IrqAction::Trigger, IrqData::Eventfd(fds)) => {
+                *self = eventfd(fds)?.map_or(Self::Off, |trigger| Self::Pin { trigger, unmask: None });
+            }
+            (IrqIndex::Intx, IrqAction::Unmask, IrqData::Eventfd(fds)) => {
+                if let Self::Pin { unmask, .. } = self {
+                    *unmask = eventfd(fds)?;
+                }
+            }
+            (index @ (IrqIndex::Msi | IrqIndex::Msix), IrqAction::Trigger, IrqData::Eventfd(_)) => {
+                *self = Self::Messages(index);
+            }
+            _ => {}
         }
-        match set.data {
-            IrqData::None(0) => self.active = None,
-            IrqData::Eventfd(_) => self.active = Some(set.index),
-            IrqData::None(_) | IrqData::Bool(_) => {}
-        }
+        Ok(())
     }
 }
 
@@ -69,9 +107,14 @@ pub struct HeldDevice {
     pub function_reset: FunctionReset,
     /// Whether it has a data face, and whether somebody is connected to it.
     pub face: DataFace,
+    /// Who is connected to the data face.
+    pub client: Option<Vm>,
+    /// What the kernel tells of the device by itself.
+    pub notices: Vec<Notice>,
     /// Registers of the config space that take time to write.
     slow_registers: Vec<Range<u64>>,
     interrupts: Interrupts,
+    is_bus_master: bool,
 }
 
 /// The state of a device's data face.
@@ -109,19 +152,42 @@ impl HeldDevice {
         Ok(Self {
             function_reset: FunctionReset::of(&device)?,
             slow_registers: ConfigSpace::new(&device).slow_registers()?,
+            notices: Notice::of(&device),
             device: Arc::new(device),
             owner,
             function,
             face: DataFace::None,
+            client: None,
             interrupts: Interrupts::default(),
+            is_bus_master: false,
         })
     }
 
     /// Passes a `SET_IRQS` on and remembers what is armed.
     pub fn set_irqs(&mut self, set: &IrqSet<'_>) -> Result<(), CallError> {
         self.device.set_irqs(set)?;
-        self.interrupts.note(set);
-        Ok(())
+        self.interrupts.note(set).map_err(|error| CallError {
+            call: "F_DUPFD_CLOEXEC",
+            object: Object::Device(self.device.address()),
+            errno: Errno::from_io_error(&error).unwrap_or(Errno::MFILE),
+        })
+    }
+
+    /// Takes note of a write to the config space that was done.
+    pub fn note_config_write(&mut self, offset: u64, data: &[u8]) {
+        if let Some(is_on) = touch::bus_mastering_after(offset, data) {
+            self.is_bus_master = is_on;
+        }
+    }
+
+    /// How the device is used.
+    pub fn usage(&self) -> Usage {
+        let is_active = self.is_bus_master || matches!(self.interrupts, Interrupts::Messages(_));
+        match self.client {
+            None => Usage::Free,
+            Some(vm) if is_active => Usage::Active(vm),
+            Some(vm) => Usage::Still(vm),
+        }
     }
 
     /// Whether writing here takes time, because the kernel resets the function or changes its power state.
@@ -133,19 +199,25 @@ impl HeldDevice {
 
     /// What it takes to stop the device, from any thread.
     pub fn quiescer(&self) -> Quiescer {
-        Quiescer { device: Arc::clone(&self.device), interrupts: self.interrupts }
+        Quiescer { device: Arc::clone(&self.device), interrupts: self.interrupts.clone() }
     }
 
     /// Stops the device because its client is gone.
     pub fn leave_quiet(&mut self) {
-        if self.quiescer().leave_quiet() {
-            self.note_disarmed();
+        self.quiescer().leave_quiet();
+        self.interrupts = Interrupts::Off;
+        self.is_bus_master = false;
+        for notice in &self.notices {
+            notice.arm(&self.device);
         }
     }
 
-    /// Takes note that the device's interrupts were taken down.
-    pub fn note_disarmed(&mut self) {
-        self.interrupts = Interrupts::default();
+    /// Takes note that the device was quiesced for a reset: what its client has to set up anew is down.
+    pub fn note_quiesced(&mut self) {
+        self.is_bus_master = false;
+        if let Interrupts::Messages(_) = self.interrupts {
+            self.interrupts = Interrupts::Off;
+        }
     }
 }
 
@@ -162,20 +234,19 @@ impl Quiescer {
         self.device.address()
     }
 
-    /// Interrupts down and the device silent, as far as it lets itself be stopped. True when no interrupt of its own is
-    /// left armed.
-    pub fn quiesce(&self) -> bool {
+    /// Interrupts down and the device silent, as far as it lets itself be stopped. Fails with the first step that did.
+    pub fn quiesce(&self) -> Result<(), CallError> {
         let disarmed = self.disarm();
         let silenced = self.silence();
         for error in [disarmed.err(), silenced.err()].into_iter().flatten() {
             self.warn("quiesce-failed", error);
         }
-        disarmed.is_ok()
+        disarmed.and(silenced)
     }
 
     /// Takes the device's own interrupts down.
     fn disarm(&self) -> Result<(), CallError> {
-        let Some(index) = self.interrupts.active else { return Ok(()) };
+        let Some(index) = self.interrupts.index() else { return Ok(()) };
         match self.device.set_irqs(&IrqSet::disable(index)) {
             // Whoever holds a copy of the descriptor was first.
             Err(error) if error.errno == Errno::INVAL => Ok(()),
@@ -195,23 +266,35 @@ impl Quiescer {
         stopped.and(powered)
     }
 
-    /// Puts the virtual registers, which a reset does not reach, where the device's own are now, and makes sure that the
-    /// reset has brought nothing back.
+    /// Puts the virtual registers, which a reset does not reach, where the device's own are now, makes sure that the
+    /// reset has brought nothing back, and arms `INTx` again if it was armed.
     pub fn restore(&self) -> Result<(), CallError> {
         let config_space = ConfigSpace::new(&self.device);
-        config_space.clear_bars().and(config_space.disable_command())
+        let restored = config_space.clear_bars().and(config_space.disable_command()).and(self.rearm_pin());
+        restored.inspect_err(|error| self.warn("restore-failed", *error))
     }
 
-    /// Quiesces the device because its client is gone: also what tells the client of errors and requests. True as for
-    /// [`Self::quiesce`].
-    pub fn leave_quiet(&self) -> bool {
+    fn rearm_pin(&self) -> Result<(), CallError> {
+        let Interrupts::Pin { trigger, unmask } = &self.interrupts else { return Ok(()) };
+        let arm = |action, eventfd: &Arc<OwnedFd>| {
+            let data = [Some(eventfd.as_fd())];
+            let set = IrqSet { index: IrqIndex::Intx, start: 0, action, data: IrqData::Eventfd(&data) };
+            self.device.set_irqs(&set)
+        };
+        arm(IrqAction::Trigger, trigger)?;
+        unmask.as_ref().map_or(Ok(()), |unmask| arm(IrqAction::Unmask, unmask))
+    }
+
+    /// Quiesces the device because its client is gone: also what tells the client of errors and requests.
+    pub fn leave_quiet(&self) {
         for index in [IrqIndex::Err, IrqIndex::Req] {
             let disarm =
                 IrqSet { index, start: 0, action: IrqAction::Trigger, data: IrqData::Eventfd(&[None]) };
             // A device need not have them.
             let _ = self.device.set_irqs(&disarm);
         }
-        self.quiesce()
+        // What fails is in the log, and there is nothing else to do about it.
+        let _ = self.quiesce();
     }
 
     /// Stops the device for good: no interrupt, no access to memory, whoever still holds a copy of its descriptor.
@@ -234,39 +317,58 @@ impl Quiescer {
 
 #[cfg(test)]
 mod tests {
+    use rustix::event::{EventfdFlags, eventfd};
+
     use super::*;
 
-    fn set(index: IrqIndex, action: IrqAction, data: IrqData<'static>) -> IrqSet<'static> {
+    /// What is armed after these calls.
+    fn after(sets: &[IrqSet<'_>]) -> Option<IrqIndex> {
+        let mut interrupts = Interrupts::default();
+        for set in sets {
+            interrupts.note(set).unwrap();
+        }
+        interrupts.index()
+    }
+
+    fn set(index: IrqIndex, action: IrqAction, data: IrqData<'_>) -> IrqSet<'_> {
         IrqSet { index, start: 0, action, data }
     }
 
     #[test]
-    fn an_armed_index_is_active_until_it_is_disabled() {
+    fn an_armed_index_is_armed_until_it_is_disabled() {
+        let armed = set(IrqIndex::Msi, IrqAction::Trigger, IrqData::Eventfd(&[None]));
+        let triggered = set(IrqIndex::Msi, IrqAction::Trigger, IrqData::None(1));
+        let disabled = IrqSet::disable(IrqIndex::Msi);
+        assert_eq!(after(&[armed.clone(), triggered.clone()]), Some(IrqIndex::Msi));
+        assert_eq!(after(&[armed, triggered, disabled]), None);
+    }
+
+    #[test]
+    fn a_pin_is_kept_with_what_unmasks_it() {
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let fds = [Some(eventfd.as_fd())];
         let mut interrupts = Interrupts::default();
-        interrupts.note(&set(IrqIndex::Msi, IrqAction::Trigger, IrqData::Eventfd(&[None])));
-        interrupts.note(&set(IrqIndex::Msi, IrqAction::Trigger, IrqData::None(1)));
-        assert_eq!(interrupts.active, Some(IrqIndex::Msi));
-        interrupts.note(&IrqSet::disable(IrqIndex::Msi));
-        assert_eq!(interrupts.active, None);
+        interrupts.note(&set(IrqIndex::Intx, IrqAction::Trigger, IrqData::Eventfd(&fds))).unwrap();
+        assert!(matches!(interrupts, Interrupts::Pin { unmask: None, .. }));
+        interrupts.note(&set(IrqIndex::Intx, IrqAction::Unmask, IrqData::Eventfd(&fds))).unwrap();
+        assert!(matches!(interrupts, Interrupts::Pin { unmask: Some(_), .. }));
+        interrupts.note(&set(IrqIndex::Intx, IrqAction::Trigger, IrqData::Eventfd(&[None]))).unwrap();
+        assert_eq!(interrupts.index(), None);
     }
 
     #[test]
     fn unmasking_by_eventfd_arms_nothing() {
-        let mut interrupts = Interrupts::default();
-        interrupts.note(&set(IrqIndex::Intx, IrqAction::Unmask, IrqData::Eventfd(&[None])));
-        assert_eq!(interrupts.active, None);
+        assert_eq!(after(&[set(IrqIndex::Intx, IrqAction::Unmask, IrqData::Eventfd(&[None]))]), None);
+    }
+
+    #[test]
+    fn the_error_interrupt_is_not_the_devices_own() {
+        assert_eq!(after(&[set(IrqIndex::Err, IrqAction::Trigger, IrqData::Eventfd(&[None]))]), None);
     }
 
     #[test]
     fn a_face_that_listened_listens_again_without_its_client() {
         assert_eq!(DataFace::Connected.without_client(), DataFace::Listening);
         assert_eq!(DataFace::ConnectedForOnce.without_client(), DataFace::None);
-    }
-
-    #[test]
-    fn the_error_interrupt_is_not_the_devices_own() {
-        let mut interrupts = Interrupts::default();
-        interrupts.note(&set(IrqIndex::Err, IrqAction::Trigger, IrqData::Eventfd(&[None])));
-        assert_eq!(interrupts.active, None);
     }
 }

@@ -19,10 +19,12 @@ use crate::logger;
 use crate::machine::Machine;
 use crate::own_socket::OwnSocket;
 use crate::owner::Owner;
+use crate::policy::Policies;
+use crate::reset::engine::Sanitizing;
 use crate::server::Server;
-use clap::{ArgGroup, Parser};
+use clap::{ArgGroup, Parser, ValueEnum};
 use log::LevelFilter;
-use protocol::extension::{Cookie, IoasChoice};
+use protocol::extension::{Cookie, IoasChoice, ResetPolicy};
 use sandbox::InheritedFds;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -49,11 +51,64 @@ struct Arguments {
     /// An inherited socket, listening or connected, to serve a device of --device-fd over vfio-user.
     #[arg(long, value_name = "COOKIE=FD", requires = "device_fd", value_parser = named_fd)]
     vfio_user_fd: Vec<(Cookie, RawFd)>,
+    /// How far a reset may reach where the client does not say.
+    #[arg(long, value_enum, default_value = "group")]
+    reset_policy: Reach,
+    /// Whether a device is reset before somebody gets it and after somebody had it. What was done is in the log.
+    #[arg(long, value_enum, default_value = "best-effort")]
+    sanitize: Sanitize,
+    /// Serve a device only if it can be reset, alone or with its group; may be refused while others hold its siblings.
+    #[arg(long, value_enum)]
+    require: Option<Requirement>,
     /// How much to log: off, error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
     #[command(flatten)]
     host: HostArguments,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Reach {
+    /// To no sibling.
+    Function,
+    /// To siblings that are idle, and those whose VM asked too.
+    Group,
+    /// To every sibling.
+    Force,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Sanitize {
+    /// A device that could not be reset is not served.
+    Required,
+    /// It is served all the same.
+    BestEffort,
+    /// Nothing is tried.
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Requirement {
+    /// A working reset.
+    Reset,
+}
+
+impl Arguments {
+    fn policies(&self) -> Policies {
+        Policies {
+            reach: match self.reset_policy {
+                Reach::Function => ResetPolicy::Function,
+                Reach::Group => ResetPolicy::Group,
+                Reach::Force => ResetPolicy::Force,
+            },
+            sanitizing: match self.sanitize {
+                Sanitize::Required => Sanitizing::Required,
+                Sanitize::BestEffort => Sanitizing::BestEffort,
+                Sanitize::Off => Sanitizing::Off,
+            },
+            requires_reset: self.require.is_some_and(|Requirement::Reset| true),
+        }
+    }
 }
 
 /// A device's name and the number of a descriptor, as `1=5`.
@@ -102,7 +157,7 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     signal_hook::low_level::pipe::register(SIGINT, signalled)?;
     sandbox::enter()?;
 
-    let mut server = Server::new(Machine::new(sysfs))?;
+    let mut server = Server::new(Machine::new(sysfs, arguments.policies()))?;
     server.end_on(signal)?;
     if let Some(iommufd) = iommufd {
         server.machine().set_iommufd(Owner::Process, iommufd, IoasChoice::Allocate)?;
@@ -116,6 +171,7 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         if device.face != DataFace::None {
             return Err(Failure::already_served(device.function.address).into());
         }
+        server.machine().may_serve(cookie)?;
         server.serve_device(cookie, FaceSocket::from_fd(socket)?)?;
     }
     for socket in control {
@@ -130,7 +186,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.print_capabilities {
         // The form of QEMU's vhost-user.json; it has no type for a device that is not of one virtio kind.
-        println!(r#"{{"type":"vfio","features":["vfio-extension-1.0","vfio-user-0.1"]}}"#);
+        println!(r#"{{"type":"vfio","features":["vfio-extension-1.1","vfio-user-0.1"]}}"#);
         return ExitCode::SUCCESS;
     }
     if let Err(error) = logger::start(arguments.log_level) {

@@ -1,216 +1,85 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The thread for calls that may take long: binding, pinning memory, resetting, releasing. One job at a time.
-//!
-//! A job owns what it works on; the machine gets it back with the completion.
+//! Threads for calls that may take long, so that the loop never waits for the kernel.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use protocol::extension::Cookie;
 use rustix::event::{EventfdFlags, eventfd};
-use vfio::{Device, RegionIndex, Sysfs, UnboundDevice};
 
-use crate::address_space::AddressSpace;
-use crate::device::{HeldDevice, Quiescer};
-use crate::failure::Failure;
-use crate::memory_table::MemoryTable;
-use crate::owner::Owner;
-use crate::reset::order::{ResetOrder, ResetResult};
+/// Something that may block. It owns what it works on; what is still needed comes back with the outcome.
+pub trait Work: Send + 'static {
+    /// What came of it.
+    type Outcome: Send + 'static;
 
-/// Something that may block.
+    /// Does it, on the thread of a worker.
+    fn carry_out(self) -> Self::Outcome;
+}
+
+/// The near end of some threads, each of which does one piece of work after the other. They end when this is dropped and
+/// their last work is done.
 #[derive(Debug)]
-pub enum Job {
-    /// Bind a device and attach it; maps the memory if it is the first one.
-    AddDevice {
-        /// The frontend's name for it.
-        cookie: Cookie,
-        /// Who hands it over.
-        owner: Owner,
-        /// What was handed over.
-        device: UnboundDevice,
-        /// Where it is attached.
-        address_space: AddressSpace,
-        /// For the reasons of a refused bind.
-        sysfs: Arc<Sysfs>,
-    },
-    /// Stop devices and release them.
-    Release {
-        /// Which.
-        devices: Vec<Quiescer>,
-        /// What becomes of the memory that they saw.
-        address_space: ReleasedSpace,
-    },
-    /// Map and unmap guest memory.
-    ChangeMemory {
-        /// Where.
-        address_space: AddressSpace,
-        /// What shall be mapped in the end.
-        next: MemoryTable,
-    },
-    /// Reset a device, and those that are reset with it.
-    Reset(ResetOrder),
-    /// Write registers of the config space that the kernel takes its time over.
-    WriteConfig {
-        /// Whose.
-        device: Arc<Device>,
-        /// From where on.
-        offset: u64,
-        /// What.
-        data: Vec<u8>,
-    },
-}
-
-/// What becomes of an address space when devices are released.
-#[derive(Debug)]
-pub enum ReleasedSpace {
-    /// It is not concerned.
-    Untouched,
-    /// Its memory is unmapped.
-    Emptied(AddressSpace),
-    /// It goes, with page tables and mappings.
-    Dissolved(AddressSpace),
-}
-
-/// What came of a job.
-#[derive(Debug)]
-pub enum Completion {
-    /// Of [`Job::AddDevice`].
-    DeviceAdded {
-        /// The frontend's name for it.
-        cookie: Cookie,
-        /// The device, or why there is none.
-        outcome: Result<HeldDevice, Failure>,
-        /// Back from the job.
-        address_space: AddressSpace,
-    },
-    /// Of [`Job::Release`]; the address space comes back unless it was dissolved or not concerned.
-    Released(Option<AddressSpace>),
-    /// Of [`Job::ChangeMemory`].
-    MemoryChanged {
-        /// Whether the new table is in force; if not, the old one is, as far as it could be put back.
-        outcome: Result<(), Failure>,
-        /// Back from the job.
-        address_space: AddressSpace,
-    },
-    /// Of [`Job::Reset`].
-    Reset(ResetResult),
-    /// Of [`Job::WriteConfig`].
-    ConfigWritten(Result<(), Failure>),
-}
-
-impl Job {
-    /// With `stop` set, what can be given up is.
-    fn run(self, stop: &AtomicBool) -> Completion {
-        match self {
-            Self::AddDevice { cookie, owner, device, mut address_space, sysfs } => {
-                let outcome = add_device(owner, device, &mut address_space, &sysfs);
-                Completion::DeviceAdded { cookie, outcome, address_space }
-            }
-            Self::Release { devices, address_space } => {
-                devices.iter().for_each(Quiescer::retire);
-                drop(devices);
-                Completion::Released(release(address_space))
-            }
-            Self::ChangeMemory { mut address_space, next } => {
-                let outcome = address_space.change(next);
-                Completion::MemoryChanged { outcome, address_space }
-            }
-            Self::Reset(order) => Completion::Reset(order.carry_out(stop)),
-            Self::WriteConfig { device, offset, data } => {
-                let written = device.write_region(RegionIndex::CONFIG, offset, &data);
-                Completion::ConfigWritten(written.map_err(Failure::device_call))
-            }
-        }
-    }
-}
-
-fn add_device(
-    owner: Owner,
-    device: UnboundDevice,
-    address_space: &mut AddressSpace,
-    sysfs: &Sysfs,
-) -> Result<HeldDevice, Failure> {
-    let function = sysfs.function(device.address()).map_err(|_| Failure::not_a_vfio_device())?;
-    let device = device.bind(address_space.iommufd(), sysfs).map_err(Failure::bind)?;
-    address_space.attach(&device)?;
-    HeldDevice::new(device, owner, function).map_err(Failure::device_call)
-}
-
-fn release(address_space: ReleasedSpace) -> Option<AddressSpace> {
-    match address_space {
-        ReleasedSpace::Untouched | ReleasedSpace::Dissolved(_) => None,
-        ReleasedSpace::Emptied(mut address_space) => {
-            address_space.clear();
-            Some(address_space)
-        }
-    }
-}
-
-/// The worker thread's near end. The thread ends when this is dropped and its last job is done.
-#[derive(Debug)]
-pub struct Worker {
-    jobs: Sender<Job>,
-    completions: Receiver<Completion>,
+pub struct Worker<W: Work> {
+    threads: Vec<Sender<W>>,
+    outcomes: Receiver<W::Outcome>,
     ready: Arc<OwnedFd>,
-    stop: Arc<AtomicBool>,
 }
 
-impl Worker {
-    /// Starts the thread.
-    pub fn start() -> io::Result<Self> {
+impl<W: Work> Worker<W> {
+    /// Starts so many threads, all of this name.
+    pub fn start(name: &str, count: usize) -> io::Result<Self> {
         let ready = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let (jobs, incoming) = channel::<Job>();
-        let (outgoing, completions) = channel();
-        let signal = Arc::clone(&ready);
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        thread::Builder::new().name("worker".into()).spawn(move || {
-            for job in incoming {
-                if outgoing.send(job.run(&stopped)).is_err()
-                    || rustix::io::write(&*signal, &1_u64.to_ne_bytes()).is_err()
-                {
-                    break;
-                }
-            }
-        })?;
-        Ok(Self { jobs, completions, ready, stop })
+        let (outgoing, outcomes) = channel();
+        let start = |_| start_thread(name, outgoing.clone(), Arc::clone(&ready));
+        Ok(Self { threads: (0..count).map(start).collect::<Result<_, _>>()?, outcomes, ready })
     }
 
-    /// Hands a job over.
+    /// Hands work to one of the threads, numbered from 0.
     ///
     /// # Errors
     ///
-    /// The thread is gone, which only a bug could bring about.
-    pub fn submit(&self, job: Job) -> io::Result<()> {
-        self.stop.store(false, Ordering::Relaxed);
-        self.jobs.send(job).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+    /// There is no such thread, or it is gone, which only a bug could bring about.
+    pub fn submit(&self, thread: usize, work: W) -> io::Result<()> {
+        let thread = self.threads.get(thread).and_then(|thread| thread.send(work).ok());
+        thread.ok_or_else(|| io::ErrorKind::BrokenPipe.into())
     }
 
-    /// A finished job, if there is one.
-    pub fn completion(&self) -> Option<Completion> {
+    /// What came of work that is done, if there is any.
+    pub fn outcome(&self) -> Option<W::Outcome> {
         let mut count = [0; 8];
         // Not readable is all right: the channel tells.
         let _ = rustix::io::read(&*self.ready, &mut count);
-        self.completions.try_recv().ok()
+        self.outcomes.try_recv().ok()
     }
 
-    /// Has the job in flight give up what can be given up: the process shall end, or somebody wants back what it works on.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
+    /// Waits for what comes of the next work that is done.
+    pub fn wait(&self) -> Option<W::Outcome> {
+        self.outcomes.recv().ok()
     }
 
-    /// Waits for the job in flight.
-    pub fn wait(&self) -> Option<Completion> {
-        self.completions.recv().ok()
-    }
-
-    /// Readable when a job has finished.
+    /// Readable when work is done.
     pub fn ready(&self) -> BorrowedFd<'_> {
         self.ready.as_fd()
     }
+}
+
+fn start_thread<W: Work>(
+    name: &str,
+    outgoing: Sender<W::Outcome>,
+    ready: Arc<OwnedFd>,
+) -> io::Result<Sender<W>> {
+    let (work, incoming) = channel::<W>();
+    thread::Builder::new().name(name.into()).spawn(move || {
+        for work in incoming {
+            if outgoing.send(work.carry_out()).is_err()
+                || rustix::io::write(&*ready, &1_u64.to_ne_bytes()).is_err()
+            {
+                break;
+            }
+        }
+    })?;
+    Ok(work)
 }

@@ -15,8 +15,8 @@ use crate::extension::{
     AddDeviceRequest, BrokerMessage, Cookie, CookieRequest, CoordinateRequest, DEFAULT_RESET_DEADLINE,
     DeviceInfo, EventKinds, Face, Failure, IoasChoice, LONGEST_ATTEMPT, LastFailure, ListDevicesReply, MAJOR,
     MAX_GROUP_ROWS, MINOR, MemberName, ReplyStatus, ResetGroup, ResetGroupPage, ResetGroupRequest,
-    ResetMethod, ResetReport, ResetRequest, ServeRequest, SetIommufdReply, SetIommufdRequest,
-    SubscribeRequest, VersionReply, VersionRequest, errno_from_wire,
+    ResetMethod, ResetReport, ResetWish, ServeRequest, SetIommufdReply, SetIommufdRequest, SubscribeRequest,
+    VersionReply, VersionRequest, errno_from_wire,
 };
 use crate::features::{ProtocolFeatures, VirtioFeatures};
 use crate::frame::Endpoint;
@@ -214,16 +214,15 @@ impl ControlClient {
         method: Option<ResetMethod>,
         deadline: Option<Duration>,
     ) -> Result<ResetReport, ClientError> {
+        self.reset_as(cookie, ResetWish { method, policy: None, deadline })
+    }
+
+    /// Resets the device, and says how far that may reach.
+    pub fn reset_as(&mut self, cookie: Cookie, wish: ResetWish) -> Result<ResetReport, ClientError> {
         let request = RequestNumber::RESET;
-        let milliseconds = deadline.map_or(0, |deadline| deadline.as_millis().max(1));
-        let body = ResetRequest {
-            cookie,
-            method: method.map_or(0, u32::from),
-            deadline_ms: u32::try_from(milliseconds).unwrap_or(u32::MAX),
-        };
-        let tries = deadline.unwrap_or(DEFAULT_RESET_DEADLINE);
+        let tries = wish.deadline.unwrap_or(DEFAULT_RESET_DEADLINE);
         let patience = tries.saturating_add(LONGEST_ATTEMPT).saturating_add(self.timeout);
-        self.send(request, body.as_bytes(), &[])?;
+        self.send(request, wish.request(cookie).as_bytes(), &[])?;
         let reply = self.receive(request, patience)?;
         ResetReport::decode(payload(request, &reply)?).ok_or(ClientError::Malformed { request })
     }

@@ -42,7 +42,8 @@ impl ProtocolFeatures {
     /// not know it mask it.
     pub const VFIO: Self = Self(1 << 62);
     /// What the control face offers.
-    pub const OFFERED: Self = Self(Self::REPLY_ACK.0 | Self::CONFIGURE_MEM_SLOTS.0 | Self::VFIO.0);
+    pub const OFFERED: Self =
+        Self(Self::REPLY_ACK.0 | Self::BACKEND_REQ.0 | Self::CONFIGURE_MEM_SLOTS.0 | Self::VFIO.0);
 
     /// Whether all of `features` are in this set.
     pub fn contains(self, features: Self) -> bool {
@@ -70,7 +71,7 @@ mod tests {
     #[test]
     fn the_offered_bits_are_those_of_the_specification() {
         assert_eq!(VirtioFeatures::OFFERED.0, 1 << 30 | 1 << 32);
-        assert_eq!(ProtocolFeatures::OFFERED.0, 1 << 3 | 1 << 15 | 1 << 62);
+        assert_eq!(ProtocolFeatures::OFFERED.0, 1 << 3 | 1 << 5 | 1 << 15 | 1 << 62);
     }
 
     #[test]

@@ -12,8 +12,8 @@ use zerocopy::FromBytes;
 
 use crate::extension::{
     AddDeviceRequest, BrokerMessage, Cookie, CookieRequest, CoordinateRequest, EventKinds, Face,
-    GrantRequest, IoasChoice, MAJOR, MemberName, ResetGroupRequest, ResetMethod, ResetRequest, ServeRequest,
-    SetIommufdRequest, VersionRequest,
+    GrantRequest, IoasChoice, MAJOR, MemberName, ResetGroupRequest, ResetMethod, ResetPolicy, ResetRequest,
+    ResetWish, ServeRequest, SetIommufdRequest, VersionRequest,
 };
 use crate::features::{ProtocolFeatures, VirtioFeatures};
 use crate::frame::{Descriptors, Frame};
@@ -97,10 +97,8 @@ pub enum ControlRequest {
     Reset {
         /// Which device.
         cookie: Cookie,
-        /// How; `None` leaves it to the server.
-        method: Option<ResetMethod>,
-        /// How long it may take; `None` leaves it to the server.
-        deadline: Option<Duration>,
+        /// How.
+        wish: ResetWish,
     },
     /// `LAST_FAILURE`.
     LastFailure,
@@ -267,13 +265,18 @@ impl Message {
     }
 
     fn reset(&self) -> Result<ControlRequest, RequestError> {
-        let ResetRequest { cookie, method, deadline_ms } = self.payload()?;
+        let ResetRequest { cookie, method, policy, deadline_ms, reserved } = self.payload()?;
+        self.check(reserved == 0, "reserved", reserved)?;
         let method = match method {
             0 => None,
             number => Some(ResetMethod::try_from(number).map_err(|_| self.bad_field("method", number))?),
         };
+        let policy = match policy {
+            0 => None,
+            number => Some(ResetPolicy::try_from(number).map_err(|_| self.bad_field("policy", number))?),
+        };
         let deadline = (deadline_ms != 0).then(|| Duration::from_millis(deadline_ms.into()));
-        Ok(ControlRequest::Reset { cookie, method, deadline })
+        Ok(ControlRequest::Reset { cookie, wish: ResetWish { method, policy, deadline } })
     }
 
     fn memory_table(&mut self) -> Result<Vec<BackedRegion>, RequestError> {

@@ -68,7 +68,7 @@ fn structures_of_the_code() -> BTreeMap<String, (usize, Vec<Field>)> {
         ResetGroupRow {
             address, ownership, cookie, flags, iommu_group, reason, header_type, vfio_device, driver
         }
-        ResetRequest { cookie, method, deadline_ms }
+        ResetRequest { cookie, method, policy, deadline_ms, reserved }
         ResetReply { epoch, duration_us, method, outcome, attempts, affected }
         LastFailureReply { errno, request }
         ListDevicesReply { count, reserved }

@@ -3,8 +3,12 @@
 //! The control face: handover, memory, reset groups and resets, in vhost-user framing with the VFIO extension.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
-use protocol::extension::{Cookie, Face, LastFailure, MAX_MEMORY_SLOTS, SetIommufdReply, VersionReply};
+use protocol::extension::{
+    BrokerMessage, Cookie, EventKinds, Face, LastFailure, MAX_MEMORY_SLOTS, MemberName, SetIommufdReply,
+    VersionReply,
+};
 use protocol::features::{ProtocolFeatures, VirtioFeatures};
 use protocol::request::BackedRegion;
 use protocol::vhost_user::MemoryRegion;
@@ -13,10 +17,11 @@ use protocol::{ControlReply, ControlRequest, RequestNumber};
 use super::socket::FaceSocket;
 use crate::device::DataFace;
 use crate::failure::Failure;
-use crate::machine::{Answer, Machine, ResetOrigin};
+use crate::job::Job;
+use crate::machine::{Answer, Machine};
 use crate::memory_table::{self, GuestAddress, MemoryTable};
 use crate::owner::{ConnectionId, Owner};
-use crate::worker::Job;
+use crate::reset::engine::RequestId;
 
 /// What a request leads to.
 #[derive(Debug)]
@@ -25,8 +30,25 @@ pub enum Step {
     Reply(ControlReply),
     /// Something that takes its time; the answer is what its [`Answer`] turns into.
     Job(Job),
+    /// A reset; the answer is the machine's to this request.
+    Reset(RequestId),
     /// A data face for the device; the answer is [`ControlReply::Done`] once it is set up.
     Serve(Cookie, FaceSocket),
+    /// Something about the server channel; the answer is [`ControlReply::Done`].
+    Channel(ChannelRequest),
+}
+
+/// A request that is about the server channel, which the loop has.
+#[derive(Debug)]
+pub enum ChannelRequest {
+    /// This is the channel's socket.
+    Open(OwnedFd),
+    /// Tell of these events, and look at the groups so often.
+    Subscribe(EventKinds, Option<Duration>),
+    /// The client coordinates the resets, and calls this server so.
+    Coordinate(MemberName),
+    /// It says something as the broker.
+    Broker(BrokerMessage),
 }
 
 /// How far a connection has come.
@@ -84,6 +106,16 @@ impl ControlSession {
         )
     }
 
+    /// The device that a request needs at rest: while that is being reset, it has to wait.
+    pub const fn device_at_rest(request: &ControlRequest) -> Option<Cookie> {
+        match request {
+            ControlRequest::GetResetGroup { cookie, .. }
+            | ControlRequest::Serve { cookie, .. }
+            | ControlRequest::RemoveDevice(cookie) => Some(*cookie),
+            _ => None,
+        }
+    }
+
     /// Whether a base request is to be acknowledged.
     pub fn acknowledges(&self, needs_reply: bool) -> bool {
         needs_reply && self.acknowledged.contains(ProtocolFeatures::REPLY_ACK)
@@ -131,20 +163,17 @@ impl ControlSession {
             ControlRequest::GetResetGroup { cookie, first_row, max_rows } => {
                 ControlReply::ResetGroup(machine.reset_group(cookie, first_row, max_rows)?)
             }
-            ControlRequest::Reset { cookie, method, deadline } => {
-                return machine.reset(cookie, method, deadline, ResetOrigin::Control).map(Step::Job);
+            ControlRequest::Reset { cookie, wish } => return machine.reset(cookie, wish).map(Step::Reset),
+            ControlRequest::SetServerChannel(socket) => {
+                return Ok(Step::Channel(ChannelRequest::Open(socket)));
             }
-            // They are of version 1.1, and this server speaks 1.0: `check_order` lets none of them come so far.
-            ControlRequest::SetServerChannel(_) => {
-                return Err(Failure::unknown_request(RequestNumber::SET_BACKEND_REQ_FD));
+            ControlRequest::Subscribe { events, poll } => {
+                return Ok(Step::Channel(ChannelRequest::Subscribe(events, poll)));
             }
-            ControlRequest::Subscribe { .. } => {
-                return Err(Failure::unknown_request(RequestNumber::SUBSCRIBE));
+            ControlRequest::Coordinate { name } => {
+                return Ok(Step::Channel(ChannelRequest::Coordinate(name)));
             }
-            ControlRequest::Coordinate { .. } => {
-                return Err(Failure::unknown_request(RequestNumber::COORDINATE));
-            }
-            ControlRequest::Broker(message) => return Err(Failure::unknown_request(message.encode().0)),
+            ControlRequest::Broker(message) => return Ok(Step::Channel(ChannelRequest::Broker(message))),
         };
         Ok(Step::Reply(reply))
     }
@@ -236,6 +265,7 @@ fn accept_face(
     if device.face != DataFace::None {
         return Err(Failure::already_served(device.function.address));
     }
+    machine.may_serve(cookie)?;
     FaceSocket::from_fd(socket)
 }
 

@@ -13,8 +13,9 @@ use vfio::irq::{IrqData, IrqSet};
 use vfio::{CallError, IrqAction, IrqIndex, RegionIndex};
 
 use crate::failure::Failure;
-use crate::machine::{Machine, ResetOrigin};
-use crate::worker::Job;
+use crate::job::Job;
+use crate::machine::Machine;
+use crate::reset::engine::RequestId;
 
 /// What this end of a connection can take.
 const CAPABILITIES: Capabilities = Capabilities {
@@ -31,6 +32,8 @@ pub enum Step {
     Reply(Reply),
     /// Something that takes its time, and the answer if it is done well.
     Job(Job, Reply),
+    /// A reset; if it is done the answer is [`Reply::Done`].
+    Reset(RequestId),
 }
 
 /// One client of a device.
@@ -39,12 +42,14 @@ pub struct VfioUserSession {
     cookie: Cookie,
     /// `VERSION` comes first, and once.
     is_negotiated: bool,
+    /// Whether the device has been made ready for this client. Until then it is told nothing about it.
+    pub is_admitted: bool,
 }
 
 impl VfioUserSession {
     /// A client that has just connected.
     pub const fn new(cookie: Cookie) -> Self {
-        Self { cookie, is_negotiated: false }
+        Self { cookie, is_negotiated: false, is_admitted: false }
     }
 
     /// The device that is served.
@@ -60,6 +65,12 @@ impl VfioUserSession {
             Request::RegionWrite { access, data } => self.is_slow(access, data, machine),
             _ => false,
         }
+    }
+
+    /// Whether a request is about the device, so that it has to wait while that is made ready or reset. A reset that was
+    /// asked for meanwhile is decided on at once.
+    pub const fn is_about_device(request: &Request) -> bool {
+        !matches!(request, Request::Version(_) | Request::DeviceReset)
     }
 
     /// Carries a request out, or begins to.
@@ -82,13 +93,13 @@ impl VfioUserSession {
             Request::SetIrqs(set) => self.set_irqs(&set, machine)?,
             Request::RegionRead(access) => self.read(access, machine)?,
             Request::RegionWrite { access, data } if self.is_slow(&access, &data, machine) => {
+                machine.note_write(self.cookie, RegionIndex(access.region), access.offset, &data);
                 let job = machine.write_slow_register(self.cookie, access.offset, data)?;
                 return Ok(Step::Job(job, Reply::RegionWrite(access)));
             }
             Request::RegionWrite { access, data } => self.write(access, &data, machine)?,
             Request::DeviceReset => {
-                let job = machine.reset(self.cookie, None, None, ResetOrigin::DataFace)?;
-                return Ok(Step::Job(job, Reply::Done));
+                return machine.reset_for_client(self.cookie).map(Step::Reset);
             }
         }))
     }
@@ -148,8 +159,7 @@ impl VfioUserSession {
                 IrqData::Eventfd(&eventfds)
             }
         };
-        let device = machine.device_mut(self.cookie)?;
-        device.set_irqs(&IrqSet { index, start: set.start, action, data }).map_err(Failure::device_call)?;
+        machine.set_irqs(self.cookie, &IrqSet { index, start: set.start, action, data })?;
         Ok(Reply::Done)
     }
 
@@ -174,9 +184,11 @@ impl VfioUserSession {
             .is_ok_and(|device| device.is_slow_to_write(region, access.offset, data.len()))
     }
 
-    fn write(&self, access: RegionAccess, data: &[u8], machine: &Machine) -> Result<Reply, Failure> {
+    fn write(&self, access: RegionAccess, data: &[u8], machine: &mut Machine) -> Result<Reply, Failure> {
         let device = &machine.device(self.cookie)?.device;
-        device.write_region(RegionIndex(access.region), access.offset, data).map_err(Failure::device_call)?;
+        let region = RegionIndex(access.region);
+        device.write_region(region, access.offset, data).map_err(Failure::device_call)?;
+        machine.note_write(self.cookie, region, access.offset, data);
         Ok(Reply::RegionWrite(access))
     }
 }

@@ -5,6 +5,7 @@
 //! Each failure is built by one function, so that its texts stand side by side. docs/operations.md explains every id; a
 //! test compares the two.
 
+mod channel;
 mod handover;
 mod memory;
 mod message;

@@ -5,7 +5,13 @@
 //!
 //! A call either answers at once or gives a [`Job`], whose completion [`Machine::finish`] turns into the answer. There is
 //! one job at a time: what it works on is away meanwhile, and whoever would need it waits.
+//!
+//! Resets are the [engine's](crate::reset::engine): whatever it may want to know is told to it, and what it wants done
+//! comes out as [`Effect`]s.
 
+mod client;
+mod course;
+mod groups;
 mod reset;
 
 use std::collections::BTreeMap;
@@ -13,18 +19,20 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use protocol::extension::{
-    Cookie, DeviceFlags, DeviceInfo, IoasChoice, KernelFeatures, MAX_DEVICES, Name, ResetReport,
+    Cookie, DeviceFlags, DeviceInfo, GroupReason, IoasChoice, KernelFeatures, MAX_DEVICES, Name, ResetReport,
 };
-use vfio::{Iommufd, Sysfs, UnboundDevice};
+use vfio::{Iommufd, PciAddress, Sysfs, UnboundDevice};
 
-pub use self::reset::ResetOrigin;
+pub use self::course::Effect;
 use crate::address_space::AddressSpace;
 use crate::device::{DataFace, HeldDevice, Quiescer};
 use crate::failure::Failure;
+use crate::job::{Completion, Job, ReleasedSpace};
 use crate::memory_table::MemoryTable;
 use crate::owner::{ConnectionId, Owner};
+use crate::policy::Policies;
+use crate::reset::engine::{Engine, Event, RequestId, Settings};
 use crate::reset::report;
-use crate::worker::{Completion, Job, ReleasedSpace};
 
 /// A finished job, told to whoever asked for it.
 #[derive(Debug)]
@@ -56,22 +64,36 @@ pub struct Machine {
     address_space: Slot,
     /// Whose memory table is in force.
     memory_owner: Option<Owner>,
+    policies: Policies,
+    engine: Engine,
+    effects: Vec<Effect>,
+    /// Where the devices of the requests to the engine are.
+    requests: BTreeMap<RequestId, PciAddress>,
+    last_request: RequestId,
     generation: u64,
-    epoch: u64,
+    /// What was last told of the groups.
+    known_groups: BTreeMap<Cookie, GroupReason>,
+    have_groups_changed: bool,
     /// Devices that the job in flight works on.
     held: Vec<Cookie>,
 }
 
 impl Machine {
     /// A machine without devices.
-    pub fn new(sysfs: Sysfs) -> Self {
+    pub fn new(sysfs: Sysfs, policies: Policies) -> Self {
         Self {
             sysfs: Arc::new(sysfs),
             devices: BTreeMap::new(),
             address_space: Slot::Empty,
             memory_owner: None,
+            policies,
+            engine: Engine::new(Settings::default()),
+            effects: Vec::new(),
+            requests: BTreeMap::new(),
+            last_request: RequestId(0),
             generation: 0,
-            epoch: 0,
+            known_groups: BTreeMap::new(),
+            have_groups_changed: false,
             held: Vec::new(),
         }
     }
@@ -107,15 +129,25 @@ impl Machine {
         Ok(Job::AddDevice { cookie, owner, device, address_space, sysfs: Arc::clone(&self.sysfs) })
     }
 
-    /// Stops a device and releases it. Its data face must have been closed.
+    /// Stops a device and releases it. It must not be in a reset.
     pub fn remove_device(&mut self, owner: Owner, cookie: Cookie) -> Result<Job, Failure> {
         let device = self.device(cookie)?;
         if device.owner != owner {
             return Err(Failure::not_yours("the device's removal"));
         }
-        let devices = vec![device.quiescer()];
-        self.devices.remove(&cookie);
+        let devices = self.forget([cookie]);
         Ok(Job::Release { devices, address_space: ReleasedSpace::Untouched })
+    }
+
+    /// The devices leave the machine, with what it takes to stop them.
+    fn forget(&mut self, cookies: impl IntoIterator<Item = Cookie>) -> Vec<Quiescer> {
+        let mut devices = Vec::new();
+        for cookie in cookies {
+            devices.extend(self.devices.remove(&cookie).map(|device| device.quiescer()));
+            self.known_groups.remove(&cookie);
+            self.drive(Event::DeviceRemoved(cookie));
+        }
+        devices
     }
 
     /// Puts another memory table in force: the one that `change` makes of the present one.
@@ -150,9 +182,7 @@ impl Machine {
         if cookies.is_empty() && !owns_space && !owns_memory {
             return None;
         }
-        let devices =
-            cookies.iter().filter_map(|cookie| self.devices.remove(cookie)).map(|device| device.quiescer());
-        let devices: Vec<Quiescer> = devices.collect();
+        let devices = self.forget(cookies);
         // With the address space goes the memory in it, whoever described that.
         if owns_space || owns_memory {
             self.memory_owner = None;
@@ -179,22 +209,10 @@ impl Machine {
         Ok(Job::WriteConfig { device, offset, data })
     }
 
-    /// A data face was set up for the device, or a client came or went. One that went leaves a quiet device.
-    pub fn set_face(&mut self, cookie: Cookie, face: DataFace) {
-        let is_held = self.is_held(cookie);
-        let Some(device) = self.devices.get_mut(&cookie) else { return };
-        let client_left = device.face.is_connected() && !face.is_connected();
-        device.face = face;
-        // What a job works on is left to it, and quieted when that is done.
-        if client_left && !is_held {
-            device.leave_quiet();
-        }
-    }
-
     /// Everything goes, whoever handed it over: the process ends.
     pub fn dissolve(&mut self) -> Job {
-        let devices =
-            std::mem::take(&mut self.devices).into_values().map(|device| device.quiescer()).collect();
+        let cookies: Vec<_> = self.cookies().collect();
+        let devices = self.forget(cookies);
         let address_space =
             self.take_address_space().map_or(ReleasedSpace::Untouched, ReleasedSpace::Dissolved);
         Job::Release { devices, address_space }
@@ -208,13 +226,16 @@ impl Machine {
                 self.put_address_space(Some(address_space));
                 let device = outcome?;
                 log::info!("event=device-added device={} cookie={:#x}", device.function.address, cookie.0);
+                let address = report::wire_address(device.function.address);
+                let function_reset = device.function_reset;
                 self.devices.insert(cookie, device);
-                self.generation += 1;
+                self.note_change();
+                self.drive(Event::DeviceAdded { device: cookie, address, function_reset });
                 self.device_info(cookie).map(Answer::DeviceAdded)
             }
             Completion::Released(address_space) => {
                 self.put_address_space(address_space);
-                self.generation += 1;
+                self.note_change();
                 log::info!("event=released devices-left={}", self.devices.len());
                 Ok(Answer::Done)
             }
@@ -225,17 +246,7 @@ impl Machine {
                 self.put_address_space(Some(address_space));
                 outcome.map(|()| Answer::Done)
             }
-            Completion::Reset(result) => self.finish_reset(result).map(Answer::Reset),
             Completion::ConfigWritten(outcome) => outcome.map(|()| Answer::Done),
-        }
-    }
-
-    /// The job is done with its devices. A client may have gone meanwhile.
-    fn release_held(&mut self) {
-        for cookie in std::mem::take(&mut self.held) {
-            if let Some(device) = self.devices.get_mut(&cookie).filter(|device| !device.face.is_connected()) {
-                device.leave_quiet();
-            }
         }
     }
 
@@ -283,10 +294,21 @@ impl Machine {
         self.held.contains(&cookie)
     }
 
-    /// Whether the job in flight works on something that this connection handed over.
-    pub fn holds_device_of(&self, connection: ConnectionId) -> bool {
-        let is_theirs = |device: &HeldDevice| device.owner == Owner::Connection(connection);
-        self.held.iter().filter_map(|cookie| self.devices.get(cookie)).any(is_theirs)
+    /// The devices that are being reset and would leave with this connection.
+    pub fn in_reset_of(&self, connection: ConnectionId) -> Vec<Cookie> {
+        let owner = Owner::Connection(connection);
+        let owns_space =
+            matches!(&self.address_space, Slot::Here(present, _) | Slot::Away(present) if *present == owner);
+        let is_theirs = |cookie: &Cookie| {
+            owns_space || self.devices.get(cookie).is_some_and(|device| device.owner == owner)
+        };
+        self.cookies().filter(|cookie| is_theirs(cookie) && self.is_in_reset(*cookie)).collect()
+    }
+
+    /// What was told of reset groups may not hold any more.
+    fn note_change(&mut self) {
+        self.generation += 1;
+        self.have_groups_changed = true;
     }
 
     fn take_address_space(&mut self) -> Result<AddressSpace, Failure> {

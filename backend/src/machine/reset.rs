@@ -1,36 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Reset groups and resets of the machine's devices: what would be hit, and whether that may be.
+//! Reset groups and resets of the machine's devices: what would be hit, what is asked for, and what is answered.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use protocol::extension::{
-    Cookie, DEFAULT_RESET_DEADLINE, Epoch, Generation, MAX_PAGE_ROWS, ResetGroupPage, ResetGroupRow,
-    ResetMethod, ResetReport,
+    Cookie, DEFAULT_RESET_DEADLINE, Generation, LONGEST_ATTEMPT, MAX_PAGE_ROWS, ResetGroupPage,
+    ResetGroupRow, ResetReport, ResetWish,
 };
 use vfio::hot_reset::AffectedFunction;
-use vfio::{Device, HotResetInfo, Ownership};
+use vfio::{Ownership, PciAddress};
 
 use super::Machine;
-use crate::device::FunctionReset;
+use crate::device::{FunctionReset, HeldDevice};
 use crate::failure::Failure;
+use crate::reset::engine::{
+    Deadline, Demand, Event, Occasion, Reason, Refusal, Report, Request, RequestId, Sanitization, decisive,
+};
 use crate::reset::group::ResetGroup;
-use crate::reset::order::{ResetOrder, ResetResult};
 use crate::reset::report;
-use crate::worker::Job;
 
 /// For how long a busy kernel is asked again at most, whatever a client wishes: others may be waiting.
 const LONGEST_DEADLINE: Duration = Duration::from_mins(10);
-
-/// Who asks for a reset, which decides how far it may reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResetOrigin {
-    /// The control socket: every device of ours.
-    Control,
-    /// A guest, through its device's data face: no device that another face is using.
-    DataFace,
-}
+/// When a data face is answered at the latest: a stock QEMU waits 5 s.
+const FACE_PATIENCE: Duration = Duration::from_secs(4);
 
 impl Machine {
     /// The functions that a reset of the device would hit now; of the rows only those asked for.
@@ -53,7 +46,7 @@ impl Machine {
             generation: Generation(self.generation),
             reason: report::group_reason(&group),
             total_rows: u32::try_from(functions.len()).unwrap_or(u32::MAX),
-            rows: wanted.map(|function| self.row(device, function)).collect(),
+            rows: wanted.map(|function| self.row(device.address(), function)).collect(),
         })
     }
 
@@ -64,106 +57,143 @@ impl Machine {
             || ResetGroup::of(device).map_err(Failure::device_call)? != ResetGroup::None)
     }
 
-    /// Decides on a reset. Without a `method` the order is: the function's own reset, its group's, and a mere power
-    /// management reset last.
-    pub fn reset(
-        &mut self,
-        cookie: Cookie,
-        method: Option<ResetMethod>,
-        deadline: Option<Duration>,
-        origin: ResetOrigin,
-    ) -> Result<Job, Failure> {
-        let device = self.device(cookie)?;
-        let target = Arc::clone(&device.device);
-        let alone = (ResetMethod::Function, vec![cookie]);
-        let (method, affected) = match (method, device.function_reset) {
-            (Some(ResetMethod::Function), FunctionReset::None) => {
-                return Err(Failure::no_function_reset(target.address()));
-            }
-            (Some(ResetMethod::Function), _) | (None, FunctionReset::Full) => alone,
-            (Some(ResetMethod::Hot), _) | (None, FunctionReset::None) => {
-                (ResetMethod::Hot, self.hot_reset_members(&target, origin)?)
-            }
-            (None, FunctionReset::PowerManagement) => {
-                let members = self.hot_reset_members(&target, origin);
-                members.map_or(alone, |members| (ResetMethod::Hot, members))
+    /// Whether the server may serve the device, as it was told at its start.
+    ///
+    /// # Errors
+    ///
+    /// It shall serve only what can be reset, and this can't: neither alone, but for its power management, nor with its group.
+    pub fn may_serve(&self, cookie: Cookie) -> Result<(), Failure> {
+        let HeldDevice { device, function_reset, .. } = self.device(cookie)?;
+        if !self.policies.requires_reset || *function_reset == FunctionReset::Full {
+            return Ok(());
+        }
+        let address = device.address();
+        let refusal = match ResetGroup::of(device).map_err(Failure::device_call)? {
+            ResetGroup::None => Failure::no_hot_reset(address),
+            ResetGroup::Functions(info) if info.all_owned => return Ok(()),
+            ResetGroup::Functions(info) => {
+                let blocking = info.functions.iter().filter(|row| row.ownership == Ownership::NotOwned);
+                self.blocked(address, blocking.map(|row| row.address))
             }
         };
-        let address = target.address();
-        log::info!("event=reset-begun device={address} method={method:?} affected={}", affected.len());
-        let quiescer = |cookie: &Cookie| Some((*cookie, self.devices.get(cookie)?.quiescer()));
-        let quiescers = affected.iter().filter_map(quiescer).collect();
-        self.held = affected;
-        let deadline = deadline.unwrap_or(DEFAULT_RESET_DEADLINE).min(LONGEST_DEADLINE);
-        Ok(Job::Reset(ResetOrder { target, method, affected: quiescers, deadline }))
+        Err(Failure::reset_required(address, &refusal))
     }
 
-    /// Our devices that a hot reset of `target` hits, if it may be done.
-    fn hot_reset_members(&self, target: &Device, origin: ResetOrigin) -> Result<Vec<Cookie>, Failure> {
-        let address = target.address();
-        let info = match ResetGroup::of(target).map_err(Failure::device_call)? {
-            ResetGroup::None => return Err(Failure::no_hot_reset(address)),
-            ResetGroup::Functions(info) => info,
+    /// A client of the control socket asks for a reset. The answer comes as an effect.
+    pub fn reset(&mut self, cookie: Cookie, wish: ResetWish) -> Result<RequestId, Failure> {
+        let tries = wish.deadline.unwrap_or(DEFAULT_RESET_DEADLINE).min(LONGEST_DEADLINE);
+        let request = Request {
+            id: self.new_request(cookie)?,
+            device: cookie,
+            method: wish.method,
+            demand: Demand::Reset,
+            policy: wish.policy.unwrap_or(self.policies.reach),
+            vm: None,
+            deadline: Deadline::outlasting(Instant::now() + tries, LONGEST_ATTEMPT),
         };
-        if !info.all_owned {
-            return Err(self.blocked(target, &info));
-        }
-        let mut members = Vec::new();
-        for function in &info.functions {
-            let Ownership::Bound(id) = function.ownership else { continue };
-            let Some((cookie, device)) = self.devices.iter().find(|(_, held)| held.device.id() == id) else {
-                return Err(Failure::sibling_elsewhere(address, function.address));
-            };
-            let is_sibling = function.address != address;
-            if origin == ResetOrigin::DataFace && is_sibling && device.face.is_connected() {
-                return Err(Failure::sibling_in_use(address, function.address));
+        let id = request.id;
+        self.drive(Event::Asked(request));
+        Ok(id)
+    }
+
+    /// The client of the device's data face wants a clean device. The answer comes as an effect.
+    pub fn reset_for_client(&mut self, cookie: Cookie) -> Result<RequestId, Failure> {
+        let request = Request {
+            id: self.new_request(cookie)?,
+            device: cookie,
+            method: None,
+            demand: Demand::Clean,
+            policy: self.policies.reach,
+            vm: self.device(cookie)?.client,
+            deadline: Deadline::at(Instant::now() + FACE_PATIENCE),
+        };
+        let id = request.id;
+        self.drive(Event::Asked(request));
+        Ok(id)
+    }
+
+    /// The device is to be reset before `who` gets it, or after they had it. What comes of it comes as an effect.
+    pub fn sanitize(
+        &mut self,
+        cookie: Cookie,
+        occasion: Occasion,
+        who: String,
+        is_waited_for: bool,
+    ) -> Result<RequestId, Failure> {
+        let now = Instant::now();
+        let deadline = if is_waited_for {
+            Deadline::at(now + FACE_PATIENCE)
+        } else {
+            Deadline::outlasting(now + DEFAULT_RESET_DEADLINE, LONGEST_ATTEMPT)
+        };
+        let id = self.new_request(cookie)?;
+        let (policy, when) = (self.policies.sanitizing, SystemTime::now());
+        self.drive(Event::Sanitize(Sanitization {
+            id,
+            device: cookie,
+            policy,
+            occasion,
+            who,
+            when,
+            deadline,
+        }));
+        Ok(id)
+    }
+
+    fn new_request(&mut self, cookie: Cookie) -> Result<RequestId, Failure> {
+        let address = self.device(cookie)?.device.address();
+        self.last_request.0 += 1;
+        self.requests.insert(self.last_request, address);
+        Ok(self.last_request)
+    }
+
+    /// What a client is told of the end of its request.
+    pub(super) fn answer(
+        &mut self,
+        id: RequestId,
+        result: Result<Report, Refusal>,
+    ) -> Result<ResetReport, Failure> {
+        let address = self.requests.remove(&id).unwrap_or(PciAddress::from_devfn(0, 0, 0));
+        match result {
+            Ok(Report { reset, passed, .. }) => {
+                for step in passed {
+                    log::info!("event=reset-passed-over device={address} reason=\"{step}\"");
+                }
+                Ok(reset)
             }
-            members.push(*cookie);
+            Err(refusal) => Err(self.explain(address, refusal)),
         }
-        Ok(members)
+    }
+
+    /// A refusal in words, with what can be done about it.
+    pub(super) fn explain(&self, address: PciAddress, refusal: Refusal) -> Failure {
+        let passed = match refusal {
+            Refusal::NoMeansLeft { passed } => passed,
+            refusal => return Failure::reset_refusal(address, &refusal),
+        };
+        match decisive(&passed) {
+            Some(step) => match &step.reason {
+                Reason::Blocked(blocking) if !blocking.is_empty() => {
+                    self.blocked(address, blocking.iter().copied().map(report::local_address))
+                }
+                _ => Failure::reset_step(address, step),
+            },
+            None => Failure::no_function_reset(address),
+        }
     }
 
     /// Names every function that stands in the way, and what to do about the one that is hardest to move.
-    fn blocked(&self, target: &Device, info: &HotResetInfo) -> Failure {
-        let blocking = info.functions.iter().filter(|function| function.ownership == Ownership::NotOwned);
-        let rows: Vec<_> = blocking.map(|function| self.row(target, function)).collect();
+    fn blocked(&self, target: PciAddress, blocking: impl Iterator<Item = PciAddress>) -> Failure {
+        let row = |address| self.row(target, &AffectedFunction { address, ownership: Ownership::NotOwned });
+        let rows: Vec<_> = blocking.map(row).collect();
         let names: Vec<_> = rows.iter().map(|row| row.address.to_string()).collect();
-        let decisive = rows.iter().max_by_key(|row| report::permanence(row.reason));
-        let remedy = decisive.map(report::remedy).unwrap_or_default();
-        Failure::reset_blocked(target.address(), &names.join(", "), remedy)
+        let hardest = rows.iter().max_by_key(|row| report::permanence(row.reason));
+        Failure::reset_blocked(target, &names.join(", "), hardest.map(report::remedy).unwrap_or_default())
     }
 
     /// A function of the set as it is reported.
-    fn row(&self, target: &Device, function: &AffectedFunction) -> ResetGroupRow {
+    fn row(&self, target: PciAddress, function: &AffectedFunction) -> ResetGroupRow {
         let held = self.devices.iter().find(|(_, held)| held.device.address() == function.address);
-        report::row(target.address(), function, held.map(|(cookie, _)| *cookie), &self.sysfs)
-    }
-
-    pub(super) fn finish_reset(&mut self, result: ResetResult) -> Result<ResetReport, Failure> {
-        for cookie in &result.disarmed {
-            if let Some(device) = self.devices.get_mut(cookie) {
-                device.note_disarmed();
-            }
-        }
-        self.generation += 1;
-        let done = result.outcome?;
-        self.epoch += 1;
-        log::info!(
-            "event=reset-done method={:?} outcome={:?} epoch={} attempts={} affected={} duration-us={}",
-            done.method,
-            done.outcome,
-            self.epoch,
-            done.attempts,
-            result.affected.len(),
-            done.duration.as_micros()
-        );
-        Ok(ResetReport {
-            epoch: Epoch(self.epoch),
-            duration: done.duration,
-            method: done.method,
-            outcome: done.outcome,
-            attempts: done.attempts,
-            affected: result.affected,
-        })
+        report::row(target, function, held.map(|(cookie, _)| *cookie), &self.sysfs)
     }
 }

@@ -2,14 +2,16 @@
 
 //! The loop's part of the control face: receive a request, hand it to the session, send the reply.
 
-use protocol::extension::Failure as Sentences;
+use protocol::extension::{Cookie, Failure as Sentences};
 use protocol::{ControlReply, ControlRequest, Frame, ReceiveError, RequestNumber, VhostUserHeader};
 
 use super::poller::Token;
+use super::reset::Handout;
 use super::{Asker, ControlPeer, Endpoint, Server};
 use crate::face::control::{ControlSession, Step};
 use crate::failure::Failure;
 use crate::owner::ConnectionId;
+use crate::reset::engine::{Access, Occasion};
 
 impl Server {
     /// Something has come, or there is room to send.
@@ -44,13 +46,13 @@ impl Server {
         request: ControlRequest,
     ) {
         if self.is_busy() && ControlSession::has_to_wait(&request) {
-            // A reset that the kernel puts off, for who waits for this very device perhaps, is not worth more waiting.
-            if matches!(request, ControlRequest::RemoveDevice(cookie) if self.machine.is_held(cookie)) {
-                self.worker.stop();
-            }
             peer.held = Some((header, request));
             self.waiting.push_back(token);
             return self.keep_control(token, peer);
+        }
+        let in_reset = ControlSession::device_at_rest(&request);
+        if let Some(cookie) = in_reset.filter(|cookie| self.machine.is_in_reset(*cookie)) {
+            return self.wait_for_reset(token, peer, header, request, cookie);
         }
         let reply = match peer.session.handle(request, &mut self.machine) {
             Ok(Step::Reply(reply)) => reply,
@@ -60,13 +62,52 @@ impl Server {
                 self.submit(job, Asker::Control(token, header));
                 return self.keep_control(token, peer);
             }
-            Ok(Step::Serve(cookie, socket)) => match self.serve_device(cookie, socket) {
+            Ok(Step::Reset(id)) => {
+                peer.is_served_by_job = true;
+                self.reset_askers.insert(id, Asker::Control(token, header));
+                return self.keep_control(token, peer);
+            }
+            Ok(Step::Serve(cookie, socket)) => {
+                let who = format!("connection={}", token.0);
+                match self.machine.sanitize(cookie, Occasion::HandOut, who, false) {
+                    Ok(id) => {
+                        peer.is_served_by_job = true;
+                        self.handouts.insert(id, Handout::Serve(token, header, cookie, socket));
+                        return self.keep_control(token, peer);
+                    }
+                    Err(failure) => failure.into(),
+                }
+            }
+            Ok(Step::Channel(request)) => match self.handle_channel_request(token, request) {
                 Ok(()) => ControlReply::Done,
-                Err(error) => Failure::face_not_set_up(&error).into(),
+                Err(failure) => failure.into(),
             },
             Err(failure) => failure.into(),
         };
         self.reply_control(token, peer, header, &reply);
+    }
+
+    /// A request for a device that is being reset waits for that, or is refused where waiting takes too long.
+    fn wait_for_reset(
+        &mut self,
+        token: Token,
+        mut peer: ControlPeer,
+        header: VhostUserHeader,
+        request: ControlRequest,
+        cookie: Cookie,
+    ) {
+        if let ControlRequest::RemoveDevice(_) = request {
+            // Perhaps the kernel puts the reset off for who waits for this very device.
+            self.machine.want_back(cookie);
+        } else if self.machine.access(cookie) == Access::Busy
+            && let Ok(device) = self.machine.device(cookie)
+        {
+            let refused = Failure::being_reset(device.function.address);
+            return self.reply_control(token, peer, header, &refused.into());
+        }
+        peer.held = Some((header, request));
+        self.held_off.push(token);
+        self.keep_control(token, peer);
     }
 
     /// Answers a request, if it is to be answered.
@@ -119,9 +160,7 @@ impl Server {
     /// What a closed connection handed over is withdrawn as soon as the job in flight allows.
     fn close_control(&mut self, token: Token) {
         log::info!("event=control-closed connection={}", token.0);
-        if self.machine.holds_device_of(ConnectionId(token.0)) {
-            self.worker.stop();
-        }
+        self.close_channel(token);
         self.withdrawals.push_back(ConnectionId(token.0));
     }
 }

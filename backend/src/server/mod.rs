@@ -2,15 +2,18 @@
 
 //! The loop: one thread that waits for messages and finished jobs, and hands each to the face it belongs to.
 
+mod channel;
 mod control;
 pub mod peer;
 pub mod poller;
+mod reset;
 mod vfio_user;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::time::Instant;
 
 use protocol::extension::Cookie;
@@ -18,16 +21,22 @@ use protocol::vfio_user::{Reply, Request as VfioUserRequest, VfioUserHeader};
 use protocol::{ControlReply, ControlRequest, ReceiveError, VhostUserHeader};
 use rustix::io::Errno;
 
+use self::channel::Channel;
 use self::peer::Peer;
 use self::poller::{Interest, Poller, Token, Watched};
+use self::reset::{Handout, vm_of};
 use crate::device::DataFace;
 use crate::face::control::ControlSession;
 use crate::face::socket::FaceSocket;
 use crate::face::vfio_user::VfioUserSession;
 use crate::failure::Failure;
+use crate::job::Job;
 use crate::machine::{Answer, Machine};
+use crate::notice::NoticeKind;
 use crate::owner::ConnectionId;
-use crate::worker::{Job, Worker};
+use crate::reset::engine::RequestId;
+use crate::reset::step::ResetThreads;
+use crate::worker::Worker;
 
 // Boxed: a client leaves the table for each of its messages and comes back.
 type ControlPeer = Box<Peer<VhostUserHeader, ControlSession, (VhostUserHeader, ControlRequest)>>;
@@ -40,13 +49,19 @@ enum Endpoint {
     Control(ControlPeer),
     FaceListener(Cookie, Watched<UnixListener>),
     VfioUser(VfioUserPeer),
+    /// The server channel of this control client: all that can come is its end.
+    Channel(Token),
     /// Readable when a job has finished.
     Worker(Watched<OwnedFd>),
+    /// Readable when a step of a reset has finished.
+    ResetThreads(Watched<OwnedFd>),
+    /// Readable when the kernel has something to tell of a device.
+    Notice(Cookie, NoticeKind, Watched<Arc<OwnedFd>>),
     /// Readable when the process shall end.
     Termination(Watched<UnixStream>),
 }
 
-/// Who gets the answer of the job in flight.
+/// Who gets the answer of the job in flight, or of a request to the reset engine.
 #[derive(Debug)]
 enum Asker {
     Control(Token, VhostUserHeader),
@@ -61,14 +76,25 @@ enum Asker {
 pub struct Server {
     poller: Poller,
     machine: Machine,
-    worker: Worker,
+    worker: Worker<Job>,
+    reset_threads: ResetThreads,
     endpoints: BTreeMap<Token, Endpoint>,
     next_token: u64,
     in_flight: Option<Asker>,
+    /// Who waits for which request to the reset engine.
+    reset_askers: BTreeMap<RequestId, Asker>,
+    /// What waits for which device to be sanitized.
+    handouts: BTreeMap<RequestId, Handout>,
+    /// The server channels, by the control connections that they belong to.
+    channels: BTreeMap<Token, Channel>,
+    /// The control connection whose client coordinates our resets with those of other servers.
+    broker: Option<Token>,
     /// Control connections that are gone, and what they handed over is not yet.
     withdrawals: VecDeque<ConnectionId>,
     /// Clients whose request waits for the job in flight.
     waiting: VecDeque<Token>,
+    /// Clients whose request waits for a device that is being reset.
+    held_off: Vec<Token>,
     /// The connections of which each ends the process when it ends.
     lifelines: Vec<Token>,
     is_terminated: bool,
@@ -79,23 +105,31 @@ pub struct Server {
 impl Server {
     /// A server without clients.
     pub fn new(machine: Machine) -> io::Result<Self> {
-        let worker = Worker::start()?;
+        let worker = Worker::start("worker", 1)?;
         let spare = Some(worker.ready().try_clone_to_owned()?);
         let mut server = Self {
             poller: Poller::new()?,
             machine,
             worker,
+            reset_threads: ResetThreads::start()?,
             endpoints: BTreeMap::new(),
             next_token: 0,
             in_flight: None,
+            reset_askers: BTreeMap::new(),
+            handouts: BTreeMap::new(),
+            channels: BTreeMap::new(),
+            broker: None,
             withdrawals: VecDeque::new(),
             waiting: VecDeque::new(),
+            held_off: Vec::new(),
             lifelines: Vec::new(),
             is_terminated: false,
             spare,
         };
         let finished = server.worker.ready().try_clone_to_owned()?;
         server.watch(finished, Endpoint::Worker)?;
+        let finished = server.reset_threads.ready().try_clone_to_owned()?;
+        server.watch(finished, Endpoint::ResetThreads)?;
         Ok(server)
     }
 
@@ -121,7 +155,7 @@ impl Server {
         match socket {
             FaceSocket::Listening(listener) => {
                 self.watch(listener, |listener| Endpoint::FaceListener(cookie, listener))?;
-                self.machine.set_face(cookie, DataFace::Listening);
+                self.machine.listen(cookie);
             }
             FaceSocket::Connected(stream) => self.add_vfio_user(cookie, stream, DataFace::ConnectedForOnce),
         }
@@ -131,9 +165,14 @@ impl Server {
     /// Runs a job before the first message: a device of the command line.
     pub fn run_job(&mut self, job: Job) -> Result<(), Failure> {
         self.submit(job, Asker::Nobody);
-        let completion = self.worker.wait();
+        let completion = self.worker.outcome().or_else(|| self.worker.wait());
         self.in_flight = None;
-        completion.map_or(Ok(()), |completion| self.machine.finish(completion).map(drop))
+        let Some(completion) = completion else { return Ok(()) };
+        match self.machine.finish(completion)? {
+            Answer::DeviceAdded(info) => self.watch_notices(info.cookie),
+            Answer::Done | Answer::Reset(_) => {}
+        }
+        Ok(())
     }
 
     /// What the faces act on.
@@ -145,18 +184,18 @@ impl Server {
     pub fn run(mut self) -> io::Result<()> {
         let mut ready = Vec::new();
         while !self.is_done() {
-            let deadline = self.deadlines().min();
+            let deadline = self.deadlines().chain(self.machine.wakes_at()).chain(self.polls_at()).min();
             let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             self.poller.wait(timeout, &mut ready)?;
             for token in ready.drain(..) {
                 self.handle_event(token);
             }
-            if deadline.is_some() {
+            if deadline.is_some_and(|at| at <= Instant::now()) {
                 self.close_overdue();
+                self.machine.pass_time();
             }
             self.proceed();
         }
-        self.worker.stop();
         if self.in_flight.take().is_some()
             && let Some(completion) = self.worker.wait()
         {
@@ -195,12 +234,33 @@ impl Server {
             }
             Endpoint::Control(peer) => self.control_ready(token, peer),
             Endpoint::VfioUser(peer) => self.vfio_user_ready(token, peer),
+            Endpoint::Channel(client) => {
+                // It says nothing but that it ends.
+                self.endpoints.insert(token, Endpoint::Channel(client));
+                self.close_channel(client);
+            }
             Endpoint::Worker(finished) => {
                 self.endpoints.insert(token, Endpoint::Worker(finished));
-                while let Some(completion) = self.worker.completion() {
+                while let Some(completion) = self.worker.outcome() {
                     let answer = self.machine.finish(completion);
-                    self.deliver(answer);
+                    if let Ok(Answer::DeviceAdded(info)) = &answer {
+                        self.watch_notices(info.cookie);
+                    }
+                    let asker = self.in_flight.take().unwrap_or(Asker::Nobody);
+                    self.deliver(asker, answer);
                 }
+            }
+            Endpoint::ResetThreads(finished) => {
+                self.endpoints.insert(token, Endpoint::ResetThreads(finished));
+                while let Some(event) = self.reset_threads.outcome() {
+                    self.machine.step_done(event);
+                }
+            }
+            Endpoint::Notice(cookie, kind, eventfd) => {
+                // Whatever it counts is one thing to tell.
+                let _ = rustix::io::read(&*eventfd.source, &mut [0; 8]);
+                self.endpoints.insert(token, Endpoint::Notice(cookie, kind, eventfd));
+                self.tell_notice(cookie, kind);
             }
             Endpoint::Termination(signal) => {
                 drop(signal);
@@ -243,10 +303,12 @@ impl Server {
             return;
         }
         let token = self.new_token();
-        log::info!("event=vfio-user-connected connection={} cookie={:#x}", token.0, cookie.0);
-        self.machine.set_face(cookie, face);
+        let vm = vm_of(&stream);
+        log::info!("event=vfio-user-connected connection={} cookie={:#x} pid={}", token.0, cookie.0, vm.0);
+        self.machine.connect(cookie, face, vm);
         let peer = Peer::new(&self.poller, token, stream, VfioUserSession::new(cookie));
         self.keep_vfio_user(token, Box::new(peer));
+        self.admit(token, cookie, vm);
     }
 
     /// Takes in what is watched for something to read.
@@ -266,29 +328,29 @@ impl Server {
     /// Hands a job to the worker. The one before must have finished.
     fn submit(&mut self, job: Job, asker: Asker) {
         self.in_flight = Some(asker);
-        if let Err(error) = self.worker.submit(job) {
+        if let Err(error) = self.worker.submit(0, job) {
             log::error!("event=worker-lost reason=\"{error}\"");
             self.is_terminated = true;
         }
     }
 
-    /// Gives the answer of the finished job to whoever asked, if they are still there.
-    fn deliver(&mut self, answer: Result<Answer, Failure>) {
-        match self.in_flight.take() {
-            Some(Asker::Control(token, header)) => {
+    /// Gives the answer to whoever asked, if they are still there.
+    fn deliver(&mut self, asker: Asker, answer: Result<Answer, Failure>) {
+        match asker {
+            Asker::Control(token, header) => {
                 if let Some(Endpoint::Control(mut peer)) = self.endpoints.remove(&token) {
                     peer.is_served_by_job = false;
                     let reply = answer.map_or_else(ControlReply::from, ControlReply::from);
                     self.reply_control(token, peer, header, &reply);
                 }
             }
-            Some(Asker::VfioUser(token, header, reply)) => {
+            Asker::VfioUser(token, header, reply) => {
                 if let Some(Endpoint::VfioUser(mut peer)) = self.endpoints.remove(&token) {
                     peer.is_served_by_job = false;
                     self.reply_vfio_user(token, peer, header, answer.map(|_| reply));
                 }
             }
-            Some(Asker::Nobody) | None => {
+            Asker::Nobody => {
                 if let Err(failure) = answer {
                     log::error!("event=job-failed reason=\"{failure}\"");
                 }
@@ -296,10 +358,21 @@ impl Server {
         }
     }
 
-    /// Does what waited for the job that has finished: first what closed connections leave behind, then requests.
+    /// Does what resets want done, and what waited for the job that has finished: first what closed connections leave
+    /// behind, then requests.
     fn proceed(&mut self) {
+        self.carry_out_effects();
         while self.in_flight.is_none() {
-            if let Some(connection) = self.withdrawals.pop_front() {
+            if let Some(connection) = self.withdrawals.front().copied() {
+                let in_reset = self.machine.in_reset_of(connection);
+                if !in_reset.is_empty() {
+                    // Perhaps the kernel puts the reset off for who waits for just these devices.
+                    for cookie in in_reset {
+                        self.machine.want_back(cookie);
+                    }
+                    break;
+                }
+                self.withdrawals.pop_front();
                 if let Some(job) = self.machine.withdraw(connection) {
                     self.close_faces_of_removed();
                     self.submit(job, Asker::Nobody);
@@ -310,6 +383,8 @@ impl Server {
                 break;
             }
         }
+        self.carry_out_effects();
+        self.watch_groups();
     }
 
     fn resume(&mut self, token: Token) {
@@ -331,7 +406,9 @@ impl Server {
     fn close_faces_of_removed(&mut self) {
         let machine = &self.machine;
         self.endpoints.retain(|_, endpoint| match endpoint {
-            Endpoint::FaceListener(cookie, _) => machine.device(*cookie).is_ok(),
+            Endpoint::FaceListener(cookie, _) | Endpoint::Notice(cookie, ..) => {
+                machine.device(*cookie).is_ok()
+            }
             Endpoint::VfioUser(peer) => machine.device(peer.session.cookie()).is_ok(),
             _ => true,
         });

@@ -8,9 +8,9 @@ use protocol::{Frame, ReceiveError};
 
 use super::poller::Token;
 use super::{Asker, Endpoint, Server, VfioUserPeer};
-use crate::device::DataFace;
-use crate::face::vfio_user::Step;
+use crate::face::vfio_user::{Step, VfioUserSession};
 use crate::failure::Failure;
+use crate::reset::engine::{Access, Occasion};
 
 impl Server {
     /// Something has come, or there is room to send.
@@ -38,17 +38,34 @@ impl Server {
         header: VfioUserHeader,
         request: Request,
     ) {
-        let is_held = self.machine.is_held(peer.session.cookie());
+        let cookie = peer.session.cookie();
+        let is_held = self.machine.is_held(cookie);
         if is_held || self.is_busy() && peer.session.has_to_wait(&request, &self.machine) {
             peer.held = Some((header, request));
             self.waiting.push_back(token);
             return self.keep_vfio_user(token, peer);
+        }
+        if VfioUserSession::is_about_device(&request) {
+            let access = self.machine.access(cookie);
+            if !peer.session.is_admitted || access == Access::HeldOff {
+                peer.held = Some((header, request));
+                self.held_off.push(token);
+                return self.keep_vfio_user(token, peer);
+            }
+            if let Some(failure) = self.machine.refuse_access(cookie, access) {
+                return self.reply_vfio_user(token, peer, header, Err(failure));
+            }
         }
         match peer.session.handle(request, &mut self.machine) {
             Ok(Step::Reply(reply)) => self.reply_vfio_user(token, peer, header, Ok(reply)),
             Ok(Step::Job(job, reply)) => {
                 peer.is_served_by_job = true;
                 self.submit(job, Asker::VfioUser(token, header, reply));
+                self.keep_vfio_user(token, peer);
+            }
+            Ok(Step::Reset(id)) => {
+                peer.is_served_by_job = true;
+                self.reset_askers.insert(id, Asker::VfioUser(token, header, Reply::Done));
                 self.keep_vfio_user(token, peer);
             }
             Err(failure) => self.reply_vfio_user(token, peer, header, Err(failure)),
@@ -100,7 +117,9 @@ impl Server {
             log::warn!("event=connection-broken connection={} reason=\"{failure}\"", token.0);
         }
         log::info!("event=vfio-user-closed connection={} cookie={:#x} reason=\"{error}\"", token.0, cookie.0);
-        let face = self.machine.device(cookie).map_or(DataFace::None, |device| device.face);
-        self.machine.set_face(cookie, face.without_client());
+        self.machine.disconnect(cookie);
+        let who = format!("client connection={}", token.0);
+        // A device that is gone needs no reset; what comes of this one is in the log.
+        let _ = self.machine.sanitize(cookie, Occasion::HandBack, who, false);
     }
 }

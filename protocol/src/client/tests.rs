@@ -127,7 +127,7 @@ fn eventfd() -> OwnedFd {
 fn negotiation_agrees_on_the_version_and_tells_the_limits() {
     let (server, mut client) = Server::start(|request| negotiation(&request).unwrap());
     let version = client.negotiate().unwrap();
-    assert_eq!((version.major, version.minor), (1, 0));
+    assert_eq!((version.major, version.minor), (1, 1));
     assert_eq!((version.max_payload, version.max_descriptors), (4096, 8));
     assert_eq!((version.max_devices, version.max_memory_slots), (64, 256));
     server.end(client);
@@ -200,7 +200,10 @@ fn a_reset_is_reported() {
     };
     let answer = report.clone();
     let (server, mut client) = Server::negotiated(move |request| match request {
-        ControlRequest::Reset { method: Some(ResetMethod::Hot), deadline: Some(deadline), .. } => {
+        ControlRequest::Reset {
+            wish: ResetWish { method: Some(ResetMethod::Hot), policy: None, deadline: Some(deadline) },
+            ..
+        } => {
             assert_eq!(deadline, Duration::from_millis(1));
             ControlReply::Reset(answer.clone())
         }

@@ -36,7 +36,7 @@ pub use handover::{
 };
 pub use reset::{
     DEFAULT_RESET_DEADLINE, Epoch, LONGEST_ATTEMPT, ResetMethod, ResetOutcome, ResetReply, ResetReport,
-    ResetRequest,
+    ResetRequest, ResetWish,
 };
 pub use reset_group::{
     Generation, GroupReason, MAX_GROUP_ROWS, MAX_PAGE_ROWS, Ownership, ResetGroup, ResetGroupPage,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
-use super::{Cookie, MAX_DEVICES, read_all, split};
+use super::{Cookie, MAX_DEVICES, ResetPolicy, read_all, split};
 
 /// How long a reset is tried again when the client names no deadline.
 pub const DEFAULT_RESET_DEADLINE: Duration = Duration::from_mins(1);
@@ -51,8 +51,37 @@ pub struct ResetRequest {
     pub cookie: Cookie,
     /// A [`ResetMethod`], or 0: the server chooses.
     pub method: u32,
+    /// A [`ResetPolicy`], or 0: the server's.
+    pub policy: u32,
     /// How long to try again while the kernel is busy, in milliseconds; 0: the server's default.
     pub deadline_ms: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// How a client would like a device to be reset; what it leaves open the server chooses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResetWish {
+    /// By which means.
+    pub method: Option<ResetMethod>,
+    /// How far it may reach.
+    pub policy: Option<ResetPolicy>,
+    /// For how long the kernel may be asked again while it is busy. The last attempt may take [`LONGEST_ATTEMPT`] more.
+    pub deadline: Option<Duration>,
+}
+
+impl ResetWish {
+    /// The request's payload.
+    pub(crate) fn request(&self, cookie: Cookie) -> ResetRequest {
+        let milliseconds = self.deadline.map_or(0, |deadline| deadline.as_millis().max(1));
+        ResetRequest {
+            cookie,
+            method: self.method.map_or(0, u32::from),
+            policy: self.policy.map_or(0, u32::from),
+            deadline_ms: u32::try_from(milliseconds).unwrap_or(u32::MAX),
+            reserved: 0,
+        }
+    }
 }
 
 /// What the reply to RESET begins with; the `affected` cookies follow.

@@ -10,7 +10,7 @@ use crate::header::VhostUserHeader;
 /// Major version of the extension. Ends with different ones cannot talk.
 pub const MAJOR: u16 = 1;
 /// Minor version of the extension. The smaller one of both ends counts.
-pub const MINOR: u16 = 0;
+pub const MINOR: u16 = 1;
 /// Most devices of a server.
 pub const MAX_DEVICES: u16 = 64;
 /// Most memory regions that the memory table may have.
@@ -51,7 +51,6 @@ pub struct VersionReply {
 impl VersionReply {
     /// The answer to a client whose newest minor version is `minor`.
     #[must_use]
-    #[expect(clippy::unnecessary_min_or_max, reason = "true of every MINOR, not only of 0")]
     pub fn to(minor: u16) -> Self {
         Self {
             major: MAJOR,

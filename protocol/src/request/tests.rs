@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 use super::*;
 use crate::extension::{
     AbortCause, CoordinationId, PciAddress, Preparation, ResetOutcome, ResetPolicy, ResetRequestId,
-    SubscribeRequest,
+    ResetWish, SubscribeRequest,
 };
 use crate::frame::Header;
 
@@ -33,7 +33,7 @@ const WELL_FORMED: [(RequestNumber, usize, usize); 26] = [
     (RequestNumber::REMOVE_DEVICE, 8, 0),
     (RequestNumber::GET_DEVICE_INFO, 8, 0),
     (RequestNumber::GET_RESET_GROUP, 16, 0),
-    (RequestNumber::RESET, 16, 0),
+    (RequestNumber::RESET, 24, 0),
     (RequestNumber::LAST_FAILURE, 0, 0),
     (RequestNumber::LIST_DEVICES, 0, 0),
     (RequestNumber::SUBSCRIBE, 8, 0),
@@ -231,28 +231,35 @@ fn an_unknown_face_is_refused() {
     }
 }
 
+const fn reset(method: u32, policy: u32, deadline_ms: u32) -> ResetRequest {
+    ResetRequest { cookie: COOKIE, method, policy, deadline_ms, reserved: 0 }
+}
+
 #[test]
 fn a_reset_leaves_open_what_is_zero() {
-    let body = ResetRequest { cookie: COOKIE, method: 0, deadline_ms: 0 };
-    let outcome = parse(RequestNumber::RESET, body.as_bytes(), 0).unwrap();
-    assert!(matches!(outcome, ControlRequest::Reset { cookie: COOKIE, method: None, deadline: None }));
-}
-
-#[test]
-fn a_reset_has_the_method_and_the_deadline_that_it_names() {
-    let body = ResetRequest { cookie: COOKIE, method: 2, deadline_ms: 1500 };
-    let outcome = parse(RequestNumber::RESET, body.as_bytes(), 0).unwrap();
-    let ControlRequest::Reset { method: Some(ResetMethod::Hot), deadline: Some(deadline), .. } = outcome
-    else {
+    let outcome = parse(RequestNumber::RESET, reset(0, 0, 0).as_bytes(), 0).unwrap();
+    let ControlRequest::Reset { cookie: COOKIE, wish } = outcome else {
         panic!("not the reset asked for: {outcome:?}");
     };
-    assert_eq!(deadline, Duration::from_millis(1500));
+    assert_eq!(wish, ResetWish::default());
 }
 
 #[test]
-fn an_unknown_reset_method_is_refused() {
-    let body = ResetRequest { cookie: COOKIE, method: 3, deadline_ms: 0 };
-    assert_eq!(field_of(parse(RequestNumber::RESET, body.as_bytes(), 0)), "method");
+fn a_reset_has_the_method_the_policy_and_the_deadline_that_it_names() {
+    let outcome = parse(RequestNumber::RESET, reset(2, 3, 1500).as_bytes(), 0).unwrap();
+    let ControlRequest::Reset { wish, .. } = outcome else {
+        panic!("not the reset asked for: {outcome:?}");
+    };
+    let deadline = Some(Duration::from_millis(1500));
+    let named = ResetWish { method: Some(ResetMethod::Hot), policy: Some(ResetPolicy::Force), deadline };
+    assert_eq!(wish, named);
+}
+
+#[test]
+fn an_unknown_reset_method_or_policy_is_refused() {
+    for (body, field) in [(reset(3, 0, 0), "method"), (reset(0, 4, 0), "policy")] {
+        assert_eq!(field_of(parse(RequestNumber::RESET, body.as_bytes(), 0)), field);
+    }
 }
 
 #[test]

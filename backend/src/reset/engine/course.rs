@@ -55,7 +55,9 @@ impl Engine {
     }
 
     fn go_on_quiesced(&mut self, id: ResetId, mut reset: Reset, now: Instant) {
-        self.actions.push(Action::Announce(id, Announcement::Quiesced { lost: reset.lost.clone() }));
+        let affected = reset.scope.iter().copied().collect();
+        let announcement = Announcement::Quiesced { rung: reset.rung, affected, lost: reset.lost.clone() };
+        self.actions.push(Action::Announce(id, announcement));
         let Some(coordination) = &mut reset.coordination else {
             return if reset.askers.is_empty() {
                 self.restore(id, reset, Err(Reason::Abandoned), now);
@@ -100,6 +102,16 @@ impl Engine {
                 self.resets.insert(id, reset);
             }
             Err(errno) => self.hear_kernel(id, reset, Err(Reason::Refused { errno, attempts }), now),
+        }
+    }
+
+    /// The kernel is not asked again for a reset that hits this device; perhaps it is busy just because of who waits.
+    pub(super) fn cut_short(&mut self, device: Cookie, now: Instant) {
+        for reset in self.resets.values_mut().filter(|reset| reset.affects(device)) {
+            reset.is_cut_short = true;
+            if let Phase::Pausing(until, _) = &mut reset.phase {
+                *until = now;
+            }
         }
     }
 

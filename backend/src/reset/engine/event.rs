@@ -35,6 +35,8 @@ pub enum Event {
     },
     /// A device is no longer ours.
     DeviceRemoved(Cookie),
+    /// Somebody waits for a device that is being reset: a busy kernel is not worth more waiting.
+    WantedBack(Cookie),
     /// How a device is used has changed. One that becomes active is touched, too.
     Used(Cookie, Usage),
     /// A device was touched: it is not clean any more, and a wish to have it reset is no longer the last word.
@@ -103,6 +105,10 @@ pub enum Announcement {
     },
     /// They are quiesced.
     Quiesced {
+        /// The means.
+        rung: Rung,
+        /// Our devices that it hits.
+        affected: Vec<Cookie>,
         /// Those that did not let themselves be.
         lost: Vec<Loss>,
     },

@@ -106,6 +106,36 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// An errno for it: the kernel's, where that has said one.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::NoFunctionReset | Self::OnlyPowerManagement => Errno::OPNOTSUPP,
+            Self::NoGroupReset | Self::NoDeviceLeft => Errno::NODEV,
+            Self::Blocked(_) => Errno::PERM,
+            Self::Protected { .. } | Self::SiblingElsewhere(_) => Errno::BUSY,
+            Self::SetUnknown(errno) | Self::Refused { errno, .. } => *errno,
+            Self::Aborted(cause) => match cause {
+                AbortCause::KernelRefused { errno, .. } => *errno,
+                AbortCause::MemberRefused { .. } | AbortCause::UnknownHolder(_) => Errno::BUSY,
+                AbortCause::MemberLost(_) => Errno::CONNRESET,
+                AbortCause::MemberSilent(_) | AbortCause::DeadlinePassed => Errno::TIMEDOUT,
+            },
+            Self::BrokerLost => Errno::CONNRESET,
+            Self::BrokerSilent => Errno::TIMEDOUT,
+            Self::Abandoned => Errno::CANCELED,
+        }
+    }
+
+    /// How often the kernel was asked.
+    pub const fn attempts(&self) -> u32 {
+        match self {
+            Self::Refused { attempts, .. } | Self::Aborted(AbortCause::KernelRefused { attempts, .. }) => {
+                *attempts
+            }
+            _ => 0,
+        }
+    }
+
     /// Whether the rung was tried: that is what a person wants to hear of first.
     pub(super) const fn was_tried(&self) -> bool {
         matches!(

@@ -49,7 +49,8 @@
 //!
 //!   And when bus mastering, MSI and MSI-X are all off again, [`Usage::Still`]; when the client has gone, [`Usage::Free`].
 //!   Told too much, the engine resets once too often; told too little, it calls a device clean that is not.
-//! * Removes a device that is held off only if it is really gone: the reset goes on without it.
+//! * Removes a device that is held off only if it is really gone: the reset goes on without it. Who wants it back tells
+//!   [`Event::WantedBack`] and waits for [`Action::SetAccess`].
 //!
 //! What holds, whatever happens (the tests in `tests/` show it):
 //!
@@ -149,6 +150,7 @@ impl Engine {
                 self.add_device(device, Device::new(address, function_reset));
             }
             Event::DeviceRemoved(device) => self.remove_device(device, now),
+            Event::WantedBack(device) => self.cut_short(device, now),
             Event::Used(device, usage) => {
                 if let Some(device) = self.devices.get_mut(&device) {
                     device.note_usage(usage);

@@ -117,6 +117,8 @@ pub(super) struct Reset {
     pub(super) launched_at: Instant,
     /// When accesses are no longer held off, but answered; `None` once they are.
     pub(super) busy_at: Option<Instant>,
+    /// Whether a busy kernel is not to be asked again, however much time is left.
+    pub(super) is_cut_short: bool,
 }
 
 impl Reset {
@@ -134,6 +136,7 @@ impl Reset {
             attempts: 0,
             launched_at: now,
             busy_at: None,
+            is_cut_short: false,
         }
     }
 
@@ -190,6 +193,7 @@ impl Reset {
     /// Until when a busy kernel is asked again; `None` if nobody waits for that.
     pub(super) fn tries_until(&self) -> Option<Instant> {
         match &self.coordination {
+            _ if self.is_cut_short => None,
             Some(coordination) => Some(coordination.tries).filter(|_| coordination.verdict.is_none()),
             None => self.askers.iter().map(|asker| asker.request.deadline.tries()).max(),
         }

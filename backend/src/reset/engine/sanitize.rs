@@ -2,6 +2,7 @@
 
 //! Sanitizing: a device is reset before somebody gets it and after somebody had it, and there is a record of that.
 
+use std::fmt;
 use std::time::{Duration, Instant, SystemTime};
 
 use protocol::extension::{Cookie, Epoch, PciAddress, ResetOutcome, ResetPolicy};
@@ -143,6 +144,48 @@ impl Sanitization {
             outcome: result.map_or(AuditOutcome::Skipped, AuditOutcome::of),
         };
         Action::Sanitized { id: self.id, verdict, record }
+    }
+}
+
+/// As fields of a line in the log.
+impl fmt::Display for AuditRecord {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (cookie, address) = &self.device;
+        let when = self.when.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let address = address.map_or_else(|| "gone".into(), |address| address.to_string());
+        write!(
+            formatter,
+            "occasion={:?} device={address} cookie={:#x} who=\"{}\" when={when} took-us={} policy={:?} {}",
+            self.occasion,
+            cookie.0,
+            self.who,
+            self.took.as_micros(),
+            self.policy,
+            self.outcome
+        )
+    }
+}
+
+/// As fields of a line in the log.
+impl fmt::Display for AuditOutcome {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reset { rung, outcome, epoch, affected, lost } => {
+                let names: Vec<_> = affected.iter().map(|cookie| format!("{:#x}", cookie.0)).collect();
+                write!(
+                    formatter,
+                    "result=reset method=\"{rung}\" outcome={outcome:?} epoch={} affected={} lost={}",
+                    epoch.0,
+                    names.join(","),
+                    lost.len()
+                )
+            }
+            Self::WasClean { rung, epoch } => {
+                write!(formatter, "result=was-clean method=\"{rung}\" epoch={}", epoch.0)
+            }
+            Self::NotReset(refusal) => write!(formatter, "result=not-reset reason=\"{refusal}\""),
+            Self::Skipped => formatter.write_str("result=skipped"),
+        }
     }
 }
 

@@ -152,7 +152,8 @@ fn everybody_is_told_how_a_reset_goes() {
     desk.run();
     let both = vec![Cookie(1), Cookie(2)];
     let begun = Announcement::Begun { rung: Rung::Group, affected: both.clone() };
-    assert_eq!(desk.announced[..2], [begun, Announcement::Quiesced { lost: vec![] }]);
+    let quiesced = Announcement::Quiesced { rung: Rung::Group, affected: both.clone(), lost: vec![] };
+    assert_eq!(desk.announced[..2], [begun, quiesced]);
     let Announcement::Done { report, .. } = &desk.announced[2] else { panic!("{:?}", desk.announced) };
     assert_eq!((report.epoch, &report.affected), (Epoch(1), &both));
     assert_eq!(desk.announced.len(), 3);

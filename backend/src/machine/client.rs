@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The clients of the devices' data faces: they come, do something to the device, and go.
+
+use protocol::extension::Cookie;
+use vfio::RegionIndex;
+use vfio::irq::IrqSet;
+
+use super::Machine;
+use crate::device::DataFace;
+use crate::failure::Failure;
+use crate::reset::engine::{Event, Vm, touch};
+
+impl Machine {
+    /// A data face was set up for the device and waits for a client.
+    pub fn listen(&mut self, cookie: Cookie) {
+        if let Some(device) = self.devices.get_mut(&cookie) {
+            device.face = DataFace::Listening;
+        }
+    }
+
+    /// A client has come to the device's data face.
+    pub fn connect(&mut self, cookie: Cookie, face: DataFace, vm: Vm) {
+        if let Some(device) = self.devices.get_mut(&cookie) {
+            device.face = face;
+            device.client = Some(vm);
+            self.note_usage(cookie);
+        }
+    }
+
+    /// The client has gone, and leaves a quiet device.
+    pub fn disconnect(&mut self, cookie: Cookie) {
+        let is_away = self.is_held(cookie) || self.is_in_reset(cookie);
+        let Some(device) = self.devices.get_mut(&cookie) else { return };
+        device.face = device.face.without_client();
+        device.client = None;
+        // What a job or a reset works on is left to that, and quieted when it is done.
+        if !is_away {
+            device.leave_quiet();
+        }
+        self.note_usage(cookie);
+    }
+
+    /// The client's `SET_IRQS`.
+    pub fn set_irqs(&mut self, cookie: Cookie, set: &IrqSet<'_>) -> Result<(), Failure> {
+        self.device_mut(cookie)?.set_irqs(set).map_err(Failure::device_call)?;
+        self.note_usage(cookie);
+        Ok(())
+    }
+
+    /// The client writes to a region.
+    pub fn note_write(&mut self, cookie: Cookie, region: RegionIndex, offset: u64, data: &[u8]) {
+        let Some(device) = self.devices.get_mut(&cookie) else { return };
+        let is_config = region == RegionIndex::CONFIG;
+        if is_config {
+            device.note_config_write(offset, data);
+        }
+        if !is_config || touch::config_write_touches(offset, data) {
+            self.drive(Event::Touched(cookie));
+        }
+        if is_config {
+            self.note_usage(cookie);
+        }
+    }
+
+    /// The job is done with its devices. A client may have gone meanwhile.
+    pub(super) fn release_held(&mut self) {
+        for cookie in std::mem::take(&mut self.held) {
+            if let Some(device) = self.devices.get_mut(&cookie).filter(|device| !device.face.is_connected()) {
+                device.leave_quiet();
+            }
+        }
+    }
+
+    fn note_usage(&mut self, cookie: Cookie) {
+        if let Some(device) = self.devices.get(&cookie) {
+            let usage = device.usage();
+            self.drive(Event::Used(cookie, usage));
+        }
+    }
+}

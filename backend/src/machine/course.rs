@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The reset engine in the machine: what has happened goes in, what is to be done comes out.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use protocol::ServerRequest;
+use protocol::extension::{
+    AffectedDevice, AffectedState, BrokerMessage, Cookie, EventKinds, MemberMessage, ResetEvent,
+    ResetProgress, ResetReport,
+};
+use rustix::io::Errno;
+
+use super::Machine;
+use crate::failure::Failure;
+use crate::reset::engine::{
+    Access, Action, Announcement, AuditOutcome, Event, Loss, RequestId, ResetId, Rung, Verdict,
+};
+use crate::reset::step::Step;
+
+/// What the loop has to do because of the resets.
+#[derive(Debug)]
+pub enum Effect {
+    /// Have it carried out on a thread for resets.
+    Step(Step),
+    /// The answer to a request.
+    Answer(RequestId, Result<ResetReport, Failure>),
+    /// A device was sanitized, or must not be served.
+    Sanitized(RequestId, Result<(), Failure>),
+    /// What was held off for the sake of a device is to be tried again.
+    AccessChanged,
+    /// For the broker.
+    TellBroker(MemberMessage),
+    /// For those who have subscribed to its kind.
+    Event(EventKinds, ServerRequest),
+}
+
+impl Machine {
+    /// What is to be done, in this order.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// A step of a reset is done.
+    pub fn step_done(&mut self, event: Event) {
+        if let Event::Quiesced(_, cookie, Ok(())) = event
+            && let Some(device) = self.devices.get_mut(&cookie)
+        {
+            device.note_quiesced();
+            let usage = device.usage();
+            self.drive(Event::Used(cookie, usage));
+        }
+        self.drive(event);
+    }
+
+    /// Time has passed.
+    pub fn pass_time(&mut self) {
+        self.drive(Event::TimePassed);
+    }
+
+    /// When [`Self::pass_time`] is due.
+    pub fn wakes_at(&self) -> Option<Instant> {
+        self.engine.wakes_at()
+    }
+
+    /// A client coordinates the resets from now on.
+    pub fn find_broker(&mut self) {
+        self.drive(Event::BrokerFound);
+    }
+
+    /// It is gone.
+    pub fn lose_broker(&mut self) {
+        self.drive(Event::BrokerLost);
+    }
+
+    /// It says something.
+    pub fn hear_broker(&mut self, message: BrokerMessage) {
+        self.drive(Event::BrokerSaid(message));
+    }
+
+    /// Whether the device may be accessed now.
+    pub fn access(&self, cookie: Cookie) -> Access {
+        self.engine.access(cookie)
+    }
+
+    /// Why the device may not be accessed now, if it is no use waiting.
+    pub fn refuse_access(&self, cookie: Cookie, access: Access) -> Option<Failure> {
+        let address = self.devices.get(&cookie)?.function.address;
+        match access {
+            Access::Open | Access::HeldOff => None,
+            Access::Busy => Some(Failure::being_reset(address)),
+            Access::Lost => Some(Failure::device_lost(address)),
+        }
+    }
+
+    /// Whether the device is being reset, so that it must be left alone.
+    pub fn is_in_reset(&self, cookie: Cookie) -> bool {
+        self.devices.contains_key(&cookie) && matches!(self.access(cookie), Access::HeldOff | Access::Busy)
+    }
+
+    /// Somebody waits for the device, to take it back.
+    pub fn want_back(&mut self, cookie: Cookie) {
+        self.drive(Event::WantedBack(cookie));
+    }
+
+    /// Tells the engine, and turns what it wants into effects. What it wants of a device that is gone fails at once.
+    pub(super) fn drive(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in self.engine.handle(event, Instant::now()) {
+                match self.act(action) {
+                    Ok(effects) => self.effects.extend(effects),
+                    Err(failed) => events.push_back(failed),
+                }
+            }
+        }
+    }
+
+    /// The effects of an action, or what came of it at once.
+    fn act(&mut self, action: Action) -> Result<Option<Effect>, Event> {
+        const GONE: Errno = Errno::NODEV;
+        let device = |cookie: &Cookie| self.devices.get(cookie);
+        Ok(Some(match action {
+            Action::Query(reset, cookie) => {
+                let device = device(&cookie).ok_or(Event::Queried(reset, Err(GONE)))?;
+                Effect::Step(Step::Query(reset, Arc::clone(&device.device)))
+            }
+            Action::Quiesce(reset, cookie) => {
+                let device = device(&cookie).ok_or(Event::Quiesced(reset, cookie, Err(GONE)))?;
+                Effect::Step(Step::Quiesce(reset, cookie, device.quiescer()))
+            }
+            Action::Attempt(reset, cookie, method) => {
+                let device = device(&cookie).ok_or(Event::Attempted(reset, Err(GONE)))?;
+                Effect::Step(Step::Attempt(reset, Arc::clone(&device.device), method))
+            }
+            Action::Restore(reset, cookie) => {
+                let device = device(&cookie).ok_or(Event::Restored(reset, cookie, Err(GONE)))?;
+                Effect::Step(Step::Restore(reset, cookie, device.quiescer()))
+            }
+            Action::SetAccess(cookie, access) => {
+                self.quiet_after_reset(cookie, access);
+                Effect::AccessChanged
+            }
+            Action::Answer(id, result) => Effect::Answer(id, self.answer(id, *result)),
+            Action::Sanitized { id, verdict, record } => {
+                log::info!("event=sanitized {record}");
+                let address = self.requests.remove(&id);
+                let verdict = match (verdict, record.outcome, address) {
+                    (Verdict::Refuse, AuditOutcome::NotReset(refusal), Some(address)) => {
+                        Err(Failure::not_sanitized(address, &self.explain(address, refusal)))
+                    }
+                    _ => Ok(()),
+                };
+                Effect::Sanitized(id, verdict)
+            }
+            Action::TellBroker(message) => Effect::TellBroker(message),
+            Action::Announce(reset, announcement) => {
+                let event = self.announce(reset, announcement);
+                Effect::Event(EventKinds::RESETS, ServerRequest::Reset(event))
+            }
+        }))
+    }
+
+    /// A client may have gone while its device was being reset; what the reset has put back for it goes, too.
+    fn quiet_after_reset(&mut self, cookie: Cookie, access: Access) {
+        let is_over = matches!(access, Access::Open | Access::Lost);
+        if let Some(device) = self.devices.get_mut(&cookie)
+            && is_over
+            && !device.face.is_connected()
+        {
+            device.leave_quiet();
+        }
+    }
+
+    /// A line in the log, and the event for those who have subscribed.
+    fn announce(&mut self, reset: ResetId, announcement: Announcement) -> ResetEvent {
+        let states = |cookies: &[Cookie], otherwise: AffectedState, lost: &[Loss]| {
+            let state = |cookie: &Cookie| {
+                let is_lost = lost.iter().any(|loss| loss.device == *cookie);
+                let state = if is_lost { AffectedState::Lost } else { otherwise };
+                AffectedDevice { cookie: *cookie, state, reserved: 0 }
+            };
+            cookies.iter().map(state).collect::<Vec<_>>()
+        };
+        let number = reset.0;
+        match announcement {
+            Announcement::Begun { rung, affected } => {
+                log::info!("event=reset-begun reset={number} method=\"{rung}\" affected={}", affected.len());
+                let affected = states(&affected, AffectedState::HeldOff, &[]);
+                self.reset_event(reset, rung, ResetProgress::Begun, affected)
+            }
+            Announcement::Quiesced { rung, affected, lost } => {
+                log::info!("event=reset-quiesced reset={number} lost={}", lost.len());
+                let affected = states(&affected, AffectedState::HeldOff, &lost);
+                self.reset_event(reset, rung, ResetProgress::Quiesced, affected)
+            }
+            Announcement::Done { rung, report, lost, missing } => {
+                log::info!(
+                    "event=reset-done reset={number} method=\"{rung}\" outcome={:?} epoch={} attempts={} affected={} \
+                     duration-us={} lost={} missing={}",
+                    report.outcome,
+                    report.epoch.0,
+                    report.attempts,
+                    report.affected.len(),
+                    report.duration.as_micros(),
+                    lost.len(),
+                    missing.as_ref().map_or("none", |name| name.as_str()),
+                );
+                log_losses(&lost);
+                let ResetReport { outcome, attempts, duration, affected, .. } = report;
+                let progress = ResetProgress::Done { outcome, attempts, duration };
+                self.note_change();
+                self.reset_event(reset, rung, progress, states(&affected, AffectedState::InOrder, &lost))
+            }
+            Announcement::Failed { rung, reason, duration, affected, lost, .. } => {
+                log::warn!(
+                    "event=reset-failed reset={number} method=\"{rung}\" reason=\"{reason}\" affected={} duration-us={}",
+                    affected.len(),
+                    duration.as_micros()
+                );
+                log_losses(&lost);
+                let (errno, attempts) = (reason.errno(), reason.attempts());
+                let progress = ResetProgress::Failed { errno, why: reason.to_string(), attempts, duration };
+                self.note_change();
+                self.reset_event(reset, rung, progress, states(&affected, AffectedState::InOrder, &lost))
+            }
+        }
+    }
+
+    fn reset_event(
+        &self,
+        reset: ResetId,
+        rung: Rung,
+        progress: ResetProgress,
+        affected: Vec<AffectedDevice>,
+    ) -> ResetEvent {
+        let (epoch, method) = (self.engine.epoch(), rung.method());
+        ResetEvent { reset: reset.0, epoch, method, progress, affected }
+    }
+}
+
+fn log_losses(lost: &[Loss]) {
+    for loss in lost {
+        log::error!("event=device-lost device={} reason=\"{loss}\"", loss.address);
+    }
+}

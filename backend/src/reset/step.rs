@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The steps of resets that ask the kernel, and the threads on which they are done.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use protocol::extension::{Cookie, ResetMethod, ResetOutcome};
+use vfio::{CallError, Device, HotReset};
+
+use super::engine::{Event, ResetId, Scope};
+use super::group::ResetGroup;
+use crate::device::Quiescer;
+use crate::worker::{Work, Worker};
+
+/// How many resets can be in the kernel at once. One of a function under a slow bridge takes a minute, and delays nobody
+/// as long as a thread is left.
+const THREADS: usize = 4;
+
+/// One step of a reset.
+#[derive(Debug)]
+pub enum Step {
+    /// Ask for the reset set of the device.
+    Query(ResetId, Arc<Device>),
+    /// Stop the device.
+    Quiesce(ResetId, Cookie, Quiescer),
+    /// Reset.
+    Attempt(ResetId, Arc<Device>, ResetMethod),
+    /// Put the device in order.
+    Restore(ResetId, Cookie, Quiescer),
+}
+
+impl Step {
+    const fn reset(&self) -> ResetId {
+        match self {
+            Self::Query(reset, _)
+            | Self::Quiesce(reset, ..)
+            | Self::Attempt(reset, ..)
+            | Self::Restore(reset, ..) => *reset,
+        }
+    }
+}
+
+impl Work for Step {
+    type Outcome = (ResetId, Event);
+
+    fn carry_out(self) -> (ResetId, Event) {
+        let reset = self.reset();
+        let event = match self {
+            Self::Query(_, device) => {
+                let group = ResetGroup::of(&device).map_err(|error| error.errno);
+                Event::Queried(reset, group.as_ref().map(Scope::from).map_err(|errno| *errno))
+            }
+            Self::Quiesce(_, cookie, device) => {
+                Event::Quiesced(reset, cookie, device.quiesce().map_err(|error| error.errno))
+            }
+            Self::Attempt(_, device, method) => {
+                Event::Attempted(reset, attempt(&device, method).map_err(|error| error.errno))
+            }
+            Self::Restore(_, cookie, device) => {
+                Event::Restored(reset, cookie, device.restore().map_err(|error| error.errno))
+            }
+        };
+        (reset, event)
+    }
+}
+
+fn attempt(device: &Device, method: ResetMethod) -> Result<ResetOutcome, CallError> {
+    match method {
+        ResetMethod::Function => device.reset().map(|()| ResetOutcome::Done),
+        ResetMethod::Hot => device.hot_reset().map(|reset| match reset {
+            HotReset::Done => ResetOutcome::Done,
+            HotReset::DoneLinkUnconfirmed => ResetOutcome::LinkUnconfirmed,
+        }),
+    }
+}
+
+/// The threads, and what each is busy with. The steps of one reset that are under way together are on one thread, so
+/// they are done in their order.
+#[derive(Debug)]
+pub struct ResetThreads {
+    worker: Worker<Step>,
+    under_way: [Vec<ResetId>; THREADS],
+}
+
+impl ResetThreads {
+    /// Starts them.
+    pub fn start() -> io::Result<Self> {
+        Ok(Self { worker: Worker::start("reset", THREADS)?, under_way: Default::default() })
+    }
+
+    /// Has a step done.
+    ///
+    /// # Errors
+    ///
+    /// As [`Worker::submit`].
+    pub fn submit(&mut self, step: Step) -> io::Result<()> {
+        let reset = step.reset();
+        let threads = || self.under_way.iter().enumerate();
+        let same = threads().find(|(_, resets)| resets.contains(&reset));
+        let least_busy = || threads().min_by_key(|(_, resets)| resets.len());
+        let thread = same.or_else(least_busy).map_or(0, |(thread, _)| thread);
+        self.worker.submit(thread, step)?;
+        if let Some(resets) = self.under_way.get_mut(thread) {
+            resets.push(reset);
+        }
+        Ok(())
+    }
+
+    /// What the engine is to be told of a step that is done, if there is one.
+    pub fn outcome(&mut self) -> Option<Event> {
+        let (reset, event) = self.worker.outcome()?;
+        for resets in &mut self.under_way {
+            if let Some(place) = resets.iter().position(|other| *other == reset) {
+                resets.swap_remove(place);
+            }
+        }
+        Some(event)
+    }
+
+    /// Readable when a step is done.
+    pub fn ready(&self) -> BorrowedFd<'_> {
+        self.worker.ready()
+    }
+}
