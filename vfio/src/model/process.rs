@@ -4,8 +4,9 @@
 //! other, orders that are carried out. One thread, so that a run with the same requests is the same run.
 
 mod orders;
+mod showing;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -19,6 +20,7 @@ use rustix::net::sockopt::set_socket_passcred;
 use rustix::process::{Pid, Signal as ProcessSignal, kill_process};
 
 use self::orders::Unbinding;
+use self::showing::shown;
 use crate::model::caller::caller;
 use crate::model::fault::{self, Fault, Faults};
 use crate::model::kernel::{FileId, Kernel, Node};
@@ -27,7 +29,7 @@ use crate::model::order;
 use crate::model::schedule::{Clock, Schedule};
 use crate::model::sysfs::{Cdev, SysfsTree, Use};
 use crate::model::system_call::{Given, Named, Return};
-use crate::model::topology::{Driver, KernelVersion, Topology};
+use crate::model::topology::{Driver, Topology};
 use crate::model::wire::{self, Reply, Request};
 use crate::pci_address::PciAddress;
 
@@ -339,74 +341,5 @@ impl Process {
                 self.start(work);
             }
         }
-    }
-
-    /// Something may be driven by somebody else now.
-    fn changed(&mut self) {
-        shown(self.show_changes());
-    }
-
-    /// Brings nodes and sysfs up to date.
-    fn show_changes(&mut self) -> io::Result<()> {
-        let wanted = self.kernel.nodes();
-        for (_, (path, _)) in self.nodes.extract_if(.., |node, _| !wanted.contains(node)) {
-            std::fs::remove_file(path)?;
-        }
-        for node in wanted {
-            if !self.nodes.contains_key(&node) {
-                let path = self.folder.join("dev").join(self.kernel.node_name(node));
-                self.nodes.insert(node, (path.clone(), UnixListener::bind(path)?));
-            }
-        }
-        let present = self.kernel.drivers();
-        let absent: BTreeSet<_> =
-            self.shown.keys().filter(|shown| !present.contains_key(shown)).copied().collect();
-        for address in absent {
-            self.sysfs.remove(address)?;
-        }
-        for (address, state) in &present {
-            if !self.shown.contains_key(address)
-                && let Some(function) = self.kernel.topology().function(*address)
-            {
-                self.sysfs.add(function, &self.kernel.identity(*address))?;
-            }
-            if self.shown.get(address) != Some(state) {
-                let (driver, cdev) = state;
-                self.sysfs.set_driver(*address, driver, cdev.clone())?;
-                if self.kernel.is_without_iommu(*address) {
-                    self.sysfs.set_no_iommu_group(*address, self.kernel.no_iommu_group(*address))?;
-                }
-            }
-        }
-        self.shown = present;
-        self.show_uses()
-    }
-
-    /// Brings what sysfs says of who uses a function up to date.
-    fn show_uses(&mut self) -> io::Result<()> {
-        let uses: BTreeMap<_, _> = self.kernel.uses().collect();
-        for (address, now) in &uses {
-            if self.shown_uses.get(address) != Some(now) {
-                self.sysfs.set_use(*address, now)?;
-            }
-        }
-        self.shown_uses = uses;
-        Ok(())
-    }
-
-    /// Since 6.18 the kernel says of the file of a device which one it is.
-    fn show_open_file(&self, file: FileId, inode: u64) -> io::Result<()> {
-        let function = self.kernel.function_behind(file);
-        let tells = self.kernel.topology().kernel != KernelVersion::Linux6_12;
-        let directory = function.filter(|_| tells).and_then(|function| self.sysfs.directory(function));
-        let details = directory.map_or(String::new(), |path| format!("vfio-device-syspath: /sys/{path}\n"));
-        self.open_files.add(inode, &self.kernel.link_of(file), &details)
-    }
-}
-
-/// Whether something can be shown is for the next reader to notice.
-fn shown(done: io::Result<()>) {
-    if let Err(error) = done {
-        log::error!("event=model-not-shown reason=\"{error}\"");
     }
 }

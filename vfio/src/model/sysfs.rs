@@ -3,6 +3,7 @@
 //! The model's `/sys`: a directory tree of the same shape, kept up to date. Whatever a reader sees of a function is complete,
 //! because the links that lead to a thing come last and go first.
 
+mod group;
 mod identity;
 mod tree;
 
@@ -12,6 +13,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
+use self::group::{Group, GroupKind};
 use self::tree::Tree;
 use super::topology::{Bridge, Bus, Driver, Endpoint, FunctionReset, Part, Topology};
 use crate::pci_address::PciAddress;
@@ -24,10 +26,6 @@ pub(crate) const IOMMU: DeviceNumber = DeviceNumber { major: 10, minor: 258 };
 
 /// What drives a port's hotplug slot, and can reset it.
 const HOTPLUG_DRIVER: &str = "bus/pci_express/drivers/pciehp";
-/// The interrupt window, which the IOMMU keeps of every group's address space.
-const INTERRUPT_WINDOW: &str = "0x00000000fee00000 0x00000000feefffff msi\n";
-/// What a firmware may demand to reach. Any place does, since nothing is ever bound that has one.
-const FIRMWARE_MAPPING: &str = "0x000000007f000000 0x000000007fffffff direct\n";
 
 /// The node of a function that a VFIO driver drives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,21 +64,6 @@ pub(crate) struct Use {
     pub(crate) driver: Option<String>,
     /// Whether its driver has switched it on.
     pub(crate) is_enabled: bool,
-}
-
-/// A function's part in its IOMMU group.
-#[derive(Clone, Copy, Debug)]
-struct Group {
-    number: u32,
-    kind: GroupKind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum GroupKind {
-    /// An IOMMU's.
-    Isolated { firmware_mapping: bool },
-    /// One that vfio made up for a function without an IOMMU.
-    NoIommu,
 }
 
 impl SysfsTree {
@@ -293,42 +276,6 @@ impl SysfsTree {
         self.functions.insert(address, function);
         self.set_group(address, group)?;
         self.tree.link(&link, &target)
-    }
-
-    fn set_group(&mut self, address: PciAddress, group: Option<Group>) -> io::Result<()> {
-        let function = self.functions.get_mut(&address).ok_or(Errno::NODEV)?;
-        let directory = function.directory.clone();
-        if let Some(old) = std::mem::replace(&mut function.group, group) {
-            self.tree.unlink(&format!("{directory}/iommu_group"))?;
-            self.tree.unlink(&format!("kernel/iommu_groups/{}/devices/{address}", old.number))?;
-            self.describe_group(old.number)?;
-        }
-        if let Some(Group { number, .. }) = group {
-            self.describe_group(number)?;
-            self.tree.link(&format!("kernel/iommu_groups/{number}/devices/{address}"), &directory)?;
-            self.tree.link(&format!("{directory}/iommu_group"), &format!("kernel/iommu_groups/{number}"))?;
-        }
-        Ok(())
-    }
-
-    /// A group is what its members are, and without any it is gone.
-    fn describe_group(&self, number: u32) -> io::Result<()> {
-        let directory = format!("kernel/iommu_groups/{number}");
-        let groups = self.functions.values().filter_map(|function| function.group);
-        let kinds: Vec<_> = groups.filter(|group| group.number == number).map(|group| group.kind).collect();
-        if kinds.is_empty() {
-            return self.tree.remove_directory(&directory);
-        }
-        self.tree.make_directory(&format!("{directory}/devices"))?;
-        if kinds.contains(&GroupKind::NoIommu) {
-            self.tree.write(&format!("{directory}/name"), "vfio-noiommu\n")?;
-            self.tree.write(&format!("{directory}/type"), "unknown\n")?;
-            return self.tree.write(&format!("{directory}/reserved_regions"), "");
-        }
-        let is_demanded = kinds.contains(&GroupKind::Isolated { firmware_mapping: true });
-        let demanded = if is_demanded { FIRMWARE_MAPPING } else { "" };
-        self.tree.write(&format!("{directory}/type"), "DMA\n")?;
-        self.tree.write(&format!("{directory}/reserved_regions"), [demanded, INTERRUPT_WINDOW].concat())
     }
 
     fn bind(&self, directory: &str, address: PciAddress, name: &str) -> io::Result<()> {

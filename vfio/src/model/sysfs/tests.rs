@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::group::INTERRUPT_WINDOW;
 use super::*;
 use crate::topology::{self, Sysfs};
 
