@@ -77,7 +77,7 @@ fn capabilities_are_printed_as_json() {
     let output = output(Path::new("/"), &["--print-capabilities"]);
     assert!(output.status.success() && output.stderr.is_empty());
     let capabilities: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let expected = json!({"type": "vfio", "features": ["vfio-extension-1.0", "vfio-user-0.1"]});
+    let expected = json!({"type": "vfio", "features": ["vfio-extension-1.1", "vfio-user-0.1"]});
     assert_eq!(capabilities, expected);
 }
 

@@ -12,7 +12,8 @@ use vhost_device_vfio::reset::report;
 
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 /// Where failures are built: each id is the first argument of the function that does it.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 7] = [
+    include_str!("../../backend/src/failure/channel.rs"),
     include_str!("../../backend/src/failure/handover.rs"),
     include_str!("../../backend/src/failure/memory.rs"),
     include_str!("../../backend/src/failure/message.rs"),

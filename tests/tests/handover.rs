@@ -22,7 +22,8 @@ const COOKIE: Cookie = Cookie(7);
 const SET_IOMMUFD: SetIommufdRequest = SetIommufdRequest { flags: 0, ioas: 0 };
 const ADD_DEVICE: AddDeviceRequest = AddDeviceRequest { cookie: COOKIE, flags: 0, reserved: 0 };
 const SERVE: ServeRequest = ServeRequest { cookie: COOKIE, face: Face::VfioUser as u32, flags: 0 };
-const RESET: ResetRequest = ResetRequest { cookie: COOKIE, method: 0, deadline_ms: 0 };
+const RESET: ResetRequest =
+    ResetRequest { cookie: COOKIE, method: 0, policy: 0, deadline_ms: 0, reserved: 0 };
 
 /// A memory region of a page at address 0.
 const REGION: [u64; 5] = [0, 0, 4096, 0, 0];
@@ -132,7 +133,7 @@ fn a_device_that_was_not_handed_over_is_refused() {
             (RequestNumber::GET_DEVICE_INFO, CookieRequest { cookie }.as_bytes()),
             (RequestNumber::GET_RESET_GROUP, group.as_bytes()),
             (RequestNumber::RESET, ResetRequest { cookie, ..RESET }.as_bytes()),
-            (RequestNumber::RESET, ResetRequest { cookie, method: 2, deadline_ms: 1 }.as_bytes()),
+            (RequestNumber::RESET, ResetRequest { cookie, method: 2, deadline_ms: 1, ..RESET }.as_bytes()),
         ] {
             let refusal = server.refuses(server.negotiate(), |client| client.refused(request, body, &[]));
             assert_eq!(refusal.kind(), ("unknown-device", Errno::NOENT), "{request} for {cookie:?}");
@@ -157,6 +158,8 @@ fn values_without_a_meaning_are_refused() {
         (RequestNumber::SERVE, ServeRequest { face: 0, ..SERVE }.as_bytes(), "face"),
         (RequestNumber::SERVE, ServeRequest { face: 3, ..SERVE }.as_bytes(), "face"),
         (RequestNumber::RESET, ResetRequest { method: 3, ..RESET }.as_bytes(), "method"),
+        (RequestNumber::RESET, ResetRequest { policy: 4, ..RESET }.as_bytes(), "policy"),
+        (RequestNumber::RESET, ResetRequest { reserved: 1, ..RESET }.as_bytes(), "reserved"),
     ] {
         let takes_one = requests_with_a_descriptor().iter().any(|(number, _)| *number == request);
         let descriptors = if takes_one { vec![null.as_fd()] } else { Vec::new() };

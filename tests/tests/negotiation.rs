@@ -129,7 +129,7 @@ fn a_newer_minor_version_is_answered_with_ours() {
     let mut client = server.connect();
     acknowledge(&mut client, ProtocolFeatures::OFFERED);
     let reply = client.ask(RequestNumber::VERSION, version(1, 7).as_bytes(), &[]);
-    assert_eq!(VersionReply::read_from_bytes(&reply.body[8..]).unwrap(), VersionReply::to(0));
+    assert_eq!(VersionReply::read_from_bytes(&reply.body[8..]).unwrap(), VersionReply::to(1));
 }
 
 #[test]
@@ -206,7 +206,9 @@ fn shake_hands(socket: UnixStream) -> Frontend {
     let features = frontend.get_features().unwrap();
     frontend.set_features(features).unwrap();
     let features = frontend.get_protocol_features().unwrap();
-    let known = VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+    let known = VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::BACKEND_REQ
+        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
     assert_eq!(features & VhostUserProtocolFeatures::all(), known, "the extension's bit is none of theirs");
     frontend.set_protocol_features(features & VhostUserProtocolFeatures::all()).unwrap();
     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);

@@ -3,8 +3,8 @@
 //! Requests of the control face, as a server parses them.
 
 use protocol::extension::{
-    AddDeviceRequest, CookieRequest, MAJOR, ResetGroupRequest, ResetRequest, ServeRequest, SetIommufdRequest,
-    VersionRequest,
+    AddDeviceRequest, CookieRequest, CoordinateRequest, MAJOR, ResetGroupRequest, ResetRequest, ResetWish,
+    ServeRequest, SetIommufdRequest, SubscribeRequest, VersionRequest,
 };
 use protocol::request::BackedRegion;
 use protocol::vhost_user::{MemoryTableHeader, SingleMemoryRegion};
@@ -12,7 +12,7 @@ use protocol::{ControlReply, ControlRequest, Frame, Header, RequestNumber, Vhost
 use zerocopy::IntoBytes;
 
 /// All that there are.
-const REQUESTS: [RequestNumber; 19] = [
+const REQUESTS: [RequestNumber; 26] = [
     RequestNumber::GET_FEATURES,
     RequestNumber::SET_FEATURES,
     RequestNumber::SET_OWNER,
@@ -32,6 +32,13 @@ const REQUESTS: [RequestNumber; 19] = [
     RequestNumber::RESET,
     RequestNumber::LAST_FAILURE,
     RequestNumber::LIST_DEVICES,
+    RequestNumber::SET_BACKEND_REQ_FD,
+    RequestNumber::SUBSCRIBE,
+    RequestNumber::COORDINATE,
+    RequestNumber::RESET_PREPARE,
+    RequestNumber::RESET_GRANT,
+    RequestNumber::RESET_DONE,
+    RequestNumber::RESET_ABORT,
 ];
 
 /// The header of a request.
@@ -67,6 +74,7 @@ fn payload(request: &ControlRequest) -> Vec<u8> {
         | ControlRequest::SetOwner
         | ControlRequest::GetProtocolFeatures
         | ControlRequest::GetMaxMemorySlots
+        | ControlRequest::SetServerChannel(_)
         | ControlRequest::LastFailure
         | ControlRequest::ListDevices => Vec::new(),
         ControlRequest::SetFeatures(features) => features.as_bytes().into(),
@@ -99,12 +107,17 @@ fn payload(request: &ControlRequest) -> Vec<u8> {
                 .as_bytes()
                 .into()
         }
-        ControlRequest::Reset { cookie, method, deadline } => {
+        ControlRequest::Subscribe { events, poll } => {
+            let poll_ms = poll.map_or(0, |poll| u32::try_from(poll.as_millis()).expect("as it came"));
+            SubscribeRequest { events: *events, poll_ms }.as_bytes().into()
+        }
+        ControlRequest::Coordinate { name } => CoordinateRequest { name: *name }.as_bytes().into(),
+        ControlRequest::Broker(message) => message.encode().1,
+        ControlRequest::Reset { cookie, wish: ResetWish { method, policy, deadline } } => {
             let milliseconds = deadline.map_or(0, |deadline| deadline.as_millis());
             let deadline_ms = u32::try_from(milliseconds).expect("as it came");
-            ResetRequest { cookie: *cookie, method: method.map_or(0, u32::from), deadline_ms }
-                .as_bytes()
-                .into()
+            let (method, policy) = (method.map_or(0, u32::from), policy.map_or(0, u32::from));
+            ResetRequest { cookie: *cookie, method, policy, deadline_ms, reserved: 0 }.as_bytes().into()
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod control_client;
 mod control_request;
+mod server_request;
 mod stream;
 mod vfio_user_client;
 mod vfio_user_request;
@@ -27,6 +28,7 @@ pub struct Input<'a> {
 #[derive(Arbitrary, Debug)]
 enum Receiver {
     ControlServer,
+    ServerChannel,
     VfioUserServer,
     ControlClient { is_negotiated: bool, calls: Vec<control_client::Call> },
     VfioUserClient { calls: Vec<vfio_user_client::Call> },
@@ -39,6 +41,9 @@ pub fn receive(input: &Input<'_>) {
     match receiver {
         Receiver::ControlServer => {
             stream::receive(pieces, bytes, control_request::header, control_request::parse);
+        }
+        Receiver::ServerChannel => {
+            stream::receive(pieces, bytes, server_request::header, server_request::parse);
         }
         Receiver::VfioUserServer => {
             stream::receive(pieces, bytes, vfio_user_request::header, vfio_user_request::parse);

@@ -153,6 +153,8 @@ impl ControlMessage {
                 let body = ResetRequest {
                     cookie: (*cookie).into(),
                     method: u32::from(*method) % 4,
+                    policy: u32::from(*method) / 4 % 5,
+                    reserved: 0,
                     // Not the server's default, which is a minute.
                     deadline_ms: u32::from(*deadline) % 32 + 1,
                 };

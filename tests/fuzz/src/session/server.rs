@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use crate::patience::PATIENCE;
 use vhost_device_vfio::face::socket::FaceSocket;
 use vhost_device_vfio::machine::Machine as ServedMachine;
+use vhost_device_vfio::policy::Policies;
 
 use super::machine::Machine;
 
@@ -31,8 +32,9 @@ impl Server {
     /// Starts it. With `is_inherited` it gets a client at birth, with which it ends.
     pub(super) fn start(machine: &Machine, is_inherited: bool) -> (Self, Option<UnixStream>) {
         let host = machine.machine.host();
-        let mut server = vhost_device_vfio::server::Server::new(ServedMachine::new(host.sysfs()))
-            .expect("the server starts");
+        let mut server =
+            vhost_device_vfio::server::Server::new(ServedMachine::new(host.sysfs(), Policies::default()))
+                .expect("the server starts");
         let (signal, signalled) = UnixStream::pair().expect("a socket pair");
         server.end_on(signalled).expect("the signal is watched");
         let mut serve = |socket| {

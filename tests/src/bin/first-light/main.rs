@@ -50,7 +50,8 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             interrupts: an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent;
             reset: an_unopened_sibling_of_the_group_is_implied, both_functions_of_the_pair_are_ours,
                 the_header_alone_tells_whether_a_reset_is_available, a_hot_reset_leaves_quiet_devices,
-                the_mapping_outlives_a_hot_reset, a_guests_reset_spares_a_sibling_in_use,
+                the_mapping_outlives_a_hot_reset, a_reset_spares_a_sibling_in_use_unless_it_is_forced,
+                a_guest_that_resets_all_its_devices_causes_one_reset,
                 a_function_reset_that_does_not_exist_is_refused, auto_falls_back_to_the_hot_reset,
                 a_reset_that_waits_hinders_nobody_and_ends_with_the_server;
             refusals: a_bound_device_is_refused, an_open_group_is_told, a_foreign_owner_is_told,

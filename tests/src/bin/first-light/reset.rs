@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use protocol::extension::{
-    Cookie, DeviceFlags, GroupReason, Ownership, ResetMethod, ResetOutcome, ResetReport, RowReason,
+    Cookie, DeviceFlags, GroupReason, Ownership, ResetMethod, ResetOutcome, ResetPolicy, ResetReport,
+    ResetWish, RowReason,
 };
 use protocol::vfio_user::{IrqAction, IrqData};
 use rustix::io::Errno;
@@ -33,7 +34,8 @@ fn with_both() -> Vmm {
 }
 
 fn hot_reset(vmm: &mut Vmm, cookie: u64) -> ResetReport {
-    vmm.control.reset(Cookie(cookie), Some(ResetMethod::Hot), None).unwrap()
+    let wish = ResetWish { method: Some(ResetMethod::Hot), policy: Some(ResetPolicy::Force), deadline: None };
+    vmm.control.reset_as(Cookie(cookie), wish).unwrap()
 }
 
 pub(crate) fn an_unopened_sibling_of_the_group_is_implied() {
@@ -99,17 +101,33 @@ pub(crate) fn the_mapping_outlives_a_hot_reset() {
     assert_eq!(memory.read(0x2000, 16), b"after the reset!");
 }
 
-pub(crate) fn a_guests_reset_spares_a_sibling_in_use() {
+pub(crate) fn a_reset_spares_a_sibling_in_use_unless_it_is_forced() {
     let mut vmm = with_both();
-    let mut first = vmm.open(1);
     let mut second = vmm.open(2);
     second.enable();
-    assert!(first.client.device_reset().is_err());
-    vmm.server.wait_for_log("sibling-in-use");
+    let refused = vmm.control.reset(Cookie(1), Some(ResetMethod::Hot), None);
+    assert_eq!(refusal(refused), ("sibling-in-use".into(), Errno::BUSY.raw_os_error()));
     assert_ne!(second.command(), 0, "the sibling goes on");
-    drop(second);
-    vmm.server.wait_for_log("vfio-user-closed");
-    first.client.device_reset().unwrap();
+    assert_eq!(hot_reset(&mut vmm, 1).affected, [Cookie(1), Cookie(2)]);
+    assert_eq!(second.command(), 0);
+}
+
+pub(crate) fn a_guest_that_resets_all_its_devices_causes_one_reset() {
+    let mut vmm = with_both();
+    let mut functions = [vmm.open(1), vmm.open(2)];
+    for function in &mut functions {
+        function.enable();
+    }
+    for function in &mut functions {
+        function.client.device_reset().unwrap();
+    }
+    let before = vmm.control.reset(Cookie(1), None, None).unwrap().epoch;
+    functions[0].enable();
+    for function in &mut functions {
+        function.client.device_reset().unwrap();
+    }
+    let after = vmm.control.reset(Cookie(1), None, None).unwrap().epoch;
+    assert_eq!(after.0, before.0 + 2, "one for both, and the one that tells");
 }
 
 pub(crate) fn a_function_reset_that_does_not_exist_is_refused() {
