@@ -71,7 +71,8 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             reset: a_hot_reset_brings_registers_to_their_defaults, a_sibling_of_another_group_blocks_until_it_is_passed,
                 a_function_without_driver_blocks, function_reset_is_preferred,
                 a_guests_function_level_reset_is_carried_out;
-            tool: the_tool_names_the_blocker_and_the_remedy, the_tool_resets_what_is_complete,
+            tool: the_tool_names_the_blocker_and_the_remedy, the_tool_names_who_has_the_sibling,
+                the_tool_names_whom_an_unbind_waits_for, the_tool_resets_what_is_complete,
                 the_tool_leaves_nothing_behind, the_plan_names_what_the_kernel_then_wants;
         },
         "hotplug-slot" => trials! { tool: the_plan_finds_the_slot_that_the_kernel_resets; },
