@@ -79,7 +79,8 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             servers: a_reset_asked_of_either_server_resets_the_functions_of_both,
                 a_function_in_use_in_another_server_is_spared, a_server_that_hangs_hinders_no_other,
                 a_killed_server_leaves_its_function_to_the_next;
-            tool: the_tool_names_the_blocker_and_the_remedy, the_tool_resets_what_is_complete,
+            tool: the_tool_names_the_blocker_and_the_remedy, the_tool_names_who_has_the_sibling,
+                the_tool_names_whom_an_unbind_waits_for, the_tool_resets_what_is_complete,
                 the_tool_leaves_nothing_behind, the_plan_names_what_the_kernel_then_wants;
         },
         "igb-pair" => trials! { servers: a_reset_asked_of_either_server_resets_the_functions_of_both; },
