@@ -296,6 +296,19 @@ fn servers_end_with_a_launcher_that_is_killed() {
 }
 
 #[test]
+fn servers_end_with_a_launcher_that_is_killed_in_the_middle_of_a_reset() {
+    let (machine, vm) = pair_on(slow_machine());
+    let servers = [vm.pid_of(FIRST), vm.pid_of(SECOND)];
+    let reset = begin_reset(&vm, FIRST, 1);
+    assert!(wait_until(|| is_in_the_kernel(&machine)));
+    vm.signal_launcher(Signal::KILL);
+    vm.end();
+    advance_until(&machine, || !servers.iter().any(|server| is_running(*server)));
+    // It may have been answered before its server ended.
+    let _ = reset.join().unwrap();
+}
+
+#[test]
 fn a_server_that_does_not_end_is_killed() {
     let (_machine, vm) = pair();
     vm.signal(SECOND, Signal::STOP);

@@ -32,6 +32,9 @@
 //! # }
 //! ```
 //!
+//! A server that is killed while the kernel resets for it keeps its sockets until the kernel is through, because a thread of
+//! it is in there: its end is the end of that.
+//!
 //! A server that hangs costs each reset that it has a part in the time that [`Patience`] allows, and no other server anything:
 //! what it does not read is kept for it, up to [`MAX_UNACKNOWLEDGED`](protocol::broker_session::MAX_UNACKNOWLEDGED) messages.
 
@@ -45,7 +48,7 @@ use protocol::extension::{BrokerMessage, EventKinds, MemberName, PciAddress};
 use protocol::{BrokerSession, ClientError, ControlClient, ServerRequest, SessionError};
 use rustix::event::PollFlags;
 
-pub use self::notice::{Event, Notice};
+pub use self::notice::{Notice, ServerEvent};
 use crate::reset::engine::broker::{self, Action, Broker};
 pub use crate::reset::engine::broker::{MemberId, Patience};
 
@@ -162,10 +165,10 @@ impl ResetBroker {
             ServerRequest::Member(message) => {
                 return self.tell_broker(broker::Event::Said(member, message), now);
             }
-            ServerRequest::Reset(reset) => Event::Reset(reset),
-            ServerRequest::DeviceError(cookie) => Event::DeviceError(cookie),
-            ServerRequest::UnplugRequest(cookie) => Event::UnplugRequest(cookie),
-            ServerRequest::GroupChanged(group) => Event::GroupChanged(group),
+            ServerRequest::Reset(reset) => ServerEvent::Reset(reset),
+            ServerRequest::DeviceError(cookie) => ServerEvent::DeviceError(cookie),
+            ServerRequest::UnplugRequest(cookie) => ServerEvent::UnplugRequest(cookie),
+            ServerRequest::GroupChanged(group) => ServerEvent::GroupChanged(group),
         };
         self.notices.push(Notice::Event { member, server, event });
     }

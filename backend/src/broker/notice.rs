@@ -61,13 +61,13 @@ pub enum Notice {
         /// Its name.
         server: MemberName,
         /// What.
-        event: Event,
+        event: ServerEvent,
     },
 }
 
 /// What a server tells of.
 #[derive(Debug)]
-pub enum Event {
+pub enum ServerEvent {
     /// How a reset goes.
     Reset(ResetEvent),
     /// A device has reported an error.
@@ -92,7 +92,7 @@ impl Notice {
     }
 }
 
-impl Event {
+impl ServerEvent {
     fn level(&self) -> Level {
         match self {
             Self::DeviceError(_) => Level::Warn,
@@ -146,7 +146,7 @@ impl fmt::Display for Notice {
     }
 }
 
-impl fmt::Display for Event {
+impl fmt::Display for ServerEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Reset(ResetEvent { reset, epoch, method, progress, affected }) => {

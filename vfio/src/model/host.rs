@@ -10,9 +10,9 @@ use rustix::io::Errno;
 use crate::irq::IrqIndex;
 use crate::model::function::{Function, Role};
 use crate::model::iommufd::Context;
-use crate::model::kernel::{Kernel, Node, OpenFile};
+use crate::model::kernel::{FileId, Kernel, Node, OpenFile};
 use crate::model::pci_function::{Owner, PciFunction, Usage};
-use crate::model::sysfs::{Cdev, Identity};
+use crate::model::sysfs::{Cdev, Identity, Use};
 use crate::model::topology::{Bus, Driver, Endpoint, KernelVersion, Topology};
 use crate::pci_address::PciAddress;
 
@@ -180,6 +180,15 @@ impl Kernel {
         self.functions.iter().map(|(address, function)| (*address, state(function))).collect()
     }
 
+    /// How each function is used, as far as sysfs shows it. Drivers of the kernel switch on what they drive; VFIO's do when
+    /// somebody opens it.
+    pub(crate) fn uses(&self) -> impl Iterator<Item = (PciAddress, Use)> {
+        self.functions.iter().map(|(address, function)| {
+            let is_enabled = function.is_open() || function.driver.uses_dma();
+            (*address, Use { driver: function.driver.name().map(ToOwned::to_owned), is_enabled })
+        })
+    }
+
     fn cdev(&self, function: &PciFunction) -> Option<Cdev> {
         let minor = function.cdev.filter(|_| function.is_registered())?;
         let number = self.has_node(function).then(|| Node::Cdev(minor).number());
@@ -215,6 +224,19 @@ impl Kernel {
                 format!("vfio/devices/{}", cdev.map_or_else(|| format!("vfio{minor}"), |cdev| cdev.name))
             }
         }
+    }
+
+    /// Where `/proc` says that the descriptors of an open file lead.
+    pub(crate) fn link_of(&self, file: FileId) -> String {
+        let node = match self.files.get(&file) {
+            Some(OpenFile::Iommufd(_)) => Node::Iommufd,
+            Some(OpenFile::Container(_)) => Node::Container,
+            Some(OpenFile::Group(group)) => Node::Group(*group),
+            Some(OpenFile::Cdev { minor, .. }) => Node::Cdev(*minor),
+            Some(OpenFile::GroupDevice(_)) => return "anon_inode:[vfio-device]".into(),
+            Some(OpenFile::FormerGroup) | None => return String::new(),
+        };
+        format!("/dev/{}", self.node_name(node))
     }
 
     /// What a function shows of itself.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The launcher of one server: opens what the server may not open, and hands it over. What it handed over stays as long as it does.
+//! The launcher of one server: opens what the server may not open, and hands it over. What it handed over stays as long as
+//! it does.
 
 use std::fs::File;
 use std::io::{self, Read};

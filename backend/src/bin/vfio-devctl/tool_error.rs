@@ -72,7 +72,7 @@ impl ToolError {
             "cannot-open",
             what,
             error,
-            "Check that the kernel has iommufd and VFIO cdevs, and the file's owner.",
+            "Check that the kernel has iommufd and VFIO cdevs (before Linux 7.3 only with an IOMMU), and the file's owner.",
         )
     }
 

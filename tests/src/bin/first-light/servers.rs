@@ -2,6 +2,8 @@
 
 //! Several servers of one VM, and the broker that brings their resets together.
 
+use std::thread::JoinHandle;
+
 use protocol::ClientError;
 use protocol::extension::{Cookie, ResetMethod, ResetReport};
 use rustix::process::Signal;
@@ -13,6 +15,9 @@ use vhost_device_vfio_tests::vmm::refusal;
 
 use super::{FIRST, SECOND};
 
+/// Two functions behind the conventional bridge.
+const NEAR: &str = "0000:02:01.0";
+const FAR: &str = "0000:02:02.0";
 /// igb's VLAN `EtherType` register and what it holds after a reset.
 const IGB_VET: u64 = 0x38;
 const IGB_VET_DEFAULT: u32 = 0x8100_8100;
@@ -60,6 +65,48 @@ pub(crate) fn a_server_that_hangs_hinders_no_other() {
     vm.signal(SECOND, Signal::CONT);
     vm.wait_for_log("event=coordination-failed", 1);
     hot_reset(&vm, FIRST, 1).unwrap();
+}
+
+/// Two functions behind a conventional bridge, whose reset takes a second, with one server under way with it.
+fn reset_under_way() -> (LaunchedVm, JoinHandle<Result<ResetReport, ClientError>>) {
+    let vm = LaunchedVm::start(Host::current(), &["--server-argument=--sanitize=off", NEAR, FAR]);
+    let mut client = vm.connect(NEAR);
+    let reset = std::thread::spawn(move || client.reset(Cookie(1), Some(ResetMethod::Hot), None));
+    assert!(wait_until(|| is_in_the_kernel(vm.pid_of(NEAR))), "{}", vm.log());
+    (vm, reset)
+}
+
+/// Whether a thread of the process sleeps so that no signal wakes it.
+fn is_in_the_kernel(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
+    let states =
+        threads.map(|thread| std::fs::read_to_string(thread.path().join("status")).unwrap_or_default());
+    states.into_iter().any(|status| status.contains("State:\tD"))
+}
+
+pub(crate) fn a_server_killed_in_the_kernel_leaves_the_other_in_order() {
+    let (vm, reset) = reset_under_way();
+    vm.signal(NEAR, Signal::KILL);
+    assert!(reset.join().unwrap().is_err());
+    vm.wait_for_log(
+        &format!("event=coordination-failed coordination=1 reason=\"the server {NEAR} is gone\""),
+        1,
+    );
+    vm.open(FAR).enable();
+    // The group is its alone now.
+    assert_eq!(vm.connect(FAR).reset(Cookie(2), Some(ResetMethod::Hot), None).unwrap().affected, [Cookie(2)]);
+    let aftermath = vm.stop();
+    assert_eq!((aftermath.status.code(), aftermath.coordinated()), (Some(1), [0, 1, 0]));
+}
+
+pub(crate) fn a_server_killed_while_another_resets_is_missed_when_it_is_done() {
+    let (vm, reset) = reset_under_way();
+    vm.signal(FAR, Signal::KILL);
+    assert_eq!(reset.join().unwrap().unwrap().affected, [Cookie(1)]);
+    vm.wait_for_log(&format!("event=coordination-done coordination=1 attempts=1 missing={FAR}"), 1);
+    vm.open(NEAR).enable();
+    let aftermath = vm.stop();
+    assert_eq!((aftermath.status.code(), aftermath.coordinated()), (Some(1), [1, 0, 0]));
 }
 
 pub(crate) fn a_killed_server_leaves_its_function_to_the_next() {

@@ -2,6 +2,7 @@
 
 //! A VM's servers under way: one loop for their resets, their ends and ours.
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Command;
 use std::sync::Arc;
@@ -11,8 +12,8 @@ use protocol::extension::{EventKinds, IoasChoice, ResetProgress};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::Signal;
-use vfio::{Ioas, Iommufd};
-use vhost_device_vfio::broker::{Event, MemberId, Notice, Patience, ResetBroker};
+use vfio::{Ioas, Iommufd, Sysfs};
+use vhost_device_vfio::broker::{MemberId, Notice, Patience, ResetBroker, ServerEvent};
 use vhost_device_vfio::host::Host;
 
 use super::handover::{self, Parcel, Task};
@@ -70,23 +71,14 @@ impl Vm {
     ) -> Result<Self, ToolError> {
         let sysfs = server::open_sysfs(host)?;
         let iommufd = server::open_iommufd(host)?;
-        let duplicate = || iommufd.try_clone().map_err(|error| ToolError::address_space(&error));
-        // A server that is alone has an address space with better page tables of its own.
-        let ioas = if assignments.len() > 1 {
-            let iommufd = Iommufd::from_fd(duplicate()?.into(), &sysfs);
-            let iommufd = iommufd.map_err(|error| ToolError::address_space(&error))?;
-            let ioas = Ioas::allocate(Arc::new(iommufd));
-            Some(ioas.map_err(|error| ToolError::address_space(&error))?)
-        } else {
-            None
-        };
-        let mut opened = Vec::new();
-        for assignment in assignments {
-            let open =
-                |device: &Placement| Ok((device.cookie, server::open_cdev(host, &sysfs, device.address)?));
+        // A server that is alone has an address space of its own, with page tables that outlast its devices.
+        let ioas = if assignments.len() > 1 { Some(allocate_ioas(&iommufd, &sysfs)?) } else { None };
+        let open = |device: &Placement| Ok((device.cookie, server::open_cdev(host, &sysfs, device.address)?));
+        let open_all = |assignment: Assignment| {
             let devices = assignment.devices.iter().map(open).collect::<Result<Vec<_>, ToolError>>()?;
-            opened.push((assignment, devices));
-        }
+            Ok((assignment, devices))
+        };
+        let opened = assignments.into_iter().map(open_all).collect::<Result<Vec<_>, ToolError>>()?;
         let (mut members, mut parcels) = (Vec::new(), Vec::new());
         for (assignment, devices) in opened {
             let ioas = match &ioas {
@@ -99,7 +91,7 @@ impl Vm {
                 server: member.assignment.name.clone(),
                 owner: member.connect(crate::PATIENCE)?,
                 broker: member.connect(SESSION_PATIENCE)?,
-                iommufd: duplicate()?,
+                iommufd: duplicate(&iommufd)?,
                 ioas,
                 devices,
                 faces,
@@ -236,16 +228,27 @@ impl Vm {
         log::log!(notice.level(), "{notice}");
     }
 
-    fn count(&mut self, id: MemberId, event: &Event) {
+    fn count(&mut self, id: MemberId, event: &ServerEvent) {
         let Some(member) = self.members.iter_mut().find(|member| member.id == Some(id)) else { return };
         match event {
-            Event::Reset(reset) => match reset.progress {
+            ServerEvent::Reset(reset) => match reset.progress {
                 ResetProgress::Done { .. } => member.tally.resets_done += 1,
                 ResetProgress::Failed { .. } => member.tally.resets_failed += 1,
                 ResetProgress::Begun | ResetProgress::Quiesced => {}
             },
-            Event::DeviceError(_) => member.tally.device_errors += 1,
-            Event::UnplugRequest(_) | Event::GroupChanged(_) => {}
+            ServerEvent::DeviceError(_) => member.tally.device_errors += 1,
+            ServerEvent::UnplugRequest(_) | ServerEvent::GroupChanged(_) => {}
         }
     }
+}
+
+fn duplicate(iommufd: &File) -> Result<File, ToolError> {
+    iommufd.try_clone().map_err(|error| ToolError::address_space(&error))
+}
+
+/// An address space that no server owns.
+fn allocate_ioas(iommufd: &File, sysfs: &Sysfs) -> Result<Ioas, ToolError> {
+    let iommufd = Iommufd::from_fd(duplicate(iommufd)?.into(), sysfs);
+    let iommufd = iommufd.map_err(|error| ToolError::address_space(&error))?;
+    Ioas::allocate(Arc::new(iommufd)).map_err(|error| ToolError::address_space(&error))
 }
