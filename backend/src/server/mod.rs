@@ -252,8 +252,8 @@ impl Server {
             }
             Endpoint::ResetThreads(finished) => {
                 self.endpoints.insert(token, Endpoint::ResetThreads(finished));
-                while let Some(event) = self.reset_threads.outcome() {
-                    self.machine.step_done(event);
+                while let Some(events) = self.reset_threads.outcome() {
+                    events.into_iter().for_each(|event| self.machine.step_done(event));
                 }
             }
             Endpoint::Notice(cookie, kind, eventfd) => {
