@@ -39,13 +39,17 @@ pub(crate) fn own_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).expect("a time")
 }
 
-/// The same of all threads of another process. They must be at rest: what one has just had is not counted yet.
-pub(crate) fn time_of(process: u32) -> Duration {
+/// The same of the threads of another process whose names pass. They must be at rest: what one has just had is not counted
+/// yet.
+pub(crate) fn time_of_threads(process: u32, is_counted: impl Fn(&str) -> bool) -> Duration {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("the process's threads");
     let time = |thread: std::io::Result<std::fs::DirEntry>| {
-        let path = thread.expect("a thread").path().join("schedstat");
-        let text = std::fs::read_to_string(path).expect("the thread's times");
-        let nanoseconds = text.split(' ').next().and_then(|number| number.parse().ok());
+        let folder = thread.expect("a thread").path();
+        let text = |file| std::fs::read_to_string(folder.join(file)).expect("what is known of the thread");
+        if !is_counted(text("comm").trim()) {
+            return Duration::ZERO;
+        }
+        let nanoseconds = text("schedstat").split(' ').next().and_then(|number| number.parse().ok());
         Duration::from_nanos(nanoseconds.expect("the time in which it ran"))
     };
     threads.map(time).sum()

@@ -20,7 +20,19 @@ use vhost_device_vfio_tests::host::Host;
 use vhost_device_vfio_tests::server_process::{PATIENCE, ServerProcess, binary, wait_until};
 
 use crate::contest::timed;
-use crate::processor::{own_time, time_of};
+use crate::processor::{own_time, time_of_threads};
+
+/// The threads of a server that ask the kernel for a reset's sake.
+const ASKING_THREAD: &str = "reset";
+
+/// What a reset takes of processors' time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cost {
+    /// For the calls, and for what little the threads do that issue them.
+    pub(crate) calls: Duration,
+    /// For everything else: the servers' loops, the broker, and whoever asks.
+    pub(crate) rest: Duration,
+}
 
 /// The servers.
 #[derive(Debug)]
@@ -74,14 +86,19 @@ impl ServedVm {
         })
     }
 
-    /// The same in time of processors: that of all servers, of the broker and of whoever asks.
-    pub(crate) fn cost_of_hot_reset(&mut self) -> Duration {
-        let servers =
-            |vm: &Self| vm.servers.iter().map(|(server, ..)| time_of(server.id())).sum::<Duration>();
-        let before = servers(self) + own_time();
-        self.hot_reset();
+    /// The same in time of processors: that of the threads that ask the kernel, and that of all the rest.
+    pub(crate) fn cost_of_hot_reset(&mut self) -> Cost {
+        let time = |vm: &Self, asks: bool| {
+            let time = |(server, ..): &(ServerProcess, _, _)| {
+                time_of_threads(server.id(), |name| (name == ASKING_THREAD) == asks)
+            };
+            vm.servers.iter().map(time).sum::<Duration>()
+        };
+        let (calls, others) = (time(self, true), time(self, false));
         let own = own_time();
-        (own + servers(self)).saturating_sub(before)
+        self.hot_reset();
+        let own = own_time().saturating_sub(own);
+        Cost { calls: time(self, true) - calls, rest: own + time(self, false).saturating_sub(others) }
     }
 
     /// Asks for a reset of each function alone, one after the other.
