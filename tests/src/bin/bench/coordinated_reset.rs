@@ -10,6 +10,7 @@ use crate::comparison::{Comparison, Figure, Goal};
 use crate::contest::Contest;
 use crate::processor::OneProcessor;
 use crate::reset_set::ResetSet;
+use crate::served_vm;
 use crate::{FIRST, SECOND};
 
 /// A lap takes a tenth of a second or two in the test machine.
@@ -19,7 +20,7 @@ const CONTEST: Contest = Contest { rounds: 6, warm_up: 1, laps: 4 };
 pub(crate) fn coordinated_reset() -> Vec<Comparison> {
     let _pinned = OneProcessor::pin();
     let functions = [FIRST, SECOND].map(|address| address.parse().expect("a PCI address"));
-    let set = RefCell::new(ResetSet::new(Host::current(), functions.into(), 2, "vhost-device-vfio"));
+    let set = RefCell::new(ResetSet::new(Host::current(), functions.into(), 2, served_vm::SERVER));
     let set = || set.borrow_mut();
     let [coordinated, single, at_once, bare, bare_single] = CONTEST.medians([
         &mut || set().served().hot_reset(),

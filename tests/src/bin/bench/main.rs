@@ -12,6 +12,7 @@ mod echo;
 mod exchange;
 mod memory_table;
 mod modelled_slot;
+mod pinned_memory;
 mod processor;
 mod reset_engine;
 mod reset_set;
@@ -26,6 +27,8 @@ use comparison::{Comparison, print_heading};
 
 /// Two functions of one IOMMU group.
 const EDU_PAIR: &str = "edu-pair";
+/// Two functions of one reset set in two groups, each with a reset of its own.
+const IGB_PAIR: &str = "igb-pair";
 /// The two functions of each topology.
 const FIRST: &str = "0000:01:00.0";
 const SECOND: &str = "0000:01:00.1";
@@ -48,7 +51,7 @@ struct Benchmark {
     run: fn() -> Vec<Comparison>,
 }
 
-const BENCHMARKS: [Benchmark; 8] = [
+const BENCHMARKS: [Benchmark; 9] = [
     Benchmark { name: "start-up", place: Place::Host, run: start_up::start_up },
     Benchmark { name: "resident-memory", place: Place::Host, run: resident_memory::resident_memory },
     Benchmark { name: "features", place: Place::Both(EDU_PAIR), run: round_trip::features },
@@ -58,9 +61,10 @@ const BENCHMARKS: [Benchmark; 8] = [
     Benchmark { name: "reset-engine", place: Place::Host, run: reset_engine::reset_engine },
     Benchmark {
         name: "coordinated-reset",
-        place: Place::Machine("igb-pair"),
+        place: Place::Machine(IGB_PAIR),
         run: coordinated_reset::coordinated_reset,
     },
+    Benchmark { name: "pinned-memory", place: Place::Machine(IGB_PAIR), run: pinned_memory::pinned_memory },
 ];
 
 /// The benchmarks of these names, all without any.

@@ -2,6 +2,7 @@
 
 //! Servers of one VM, and the broker of their resets in this process.
 
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -16,12 +17,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 use vfio::{Ioas, Iommufd, PciAddress};
 use vhost_device_vfio::broker::{Notice, Patience, ResetBroker};
+use vhost_device_vfio_tests::guest_memory::GuestMemory;
 use vhost_device_vfio_tests::host::Host;
 use vhost_device_vfio_tests::server_process::{PATIENCE, ServerProcess, binary, wait_until};
 
 use crate::contest::timed;
 use crate::processor::{own_time, time_of_threads};
 
+/// The server as it is released.
+pub(crate) const SERVER: &str = "vhost-device-vfio";
 /// The threads of a server that ask the kernel for a reset's sake.
 const ASKING_THREAD: &str = "reset";
 
@@ -71,6 +75,17 @@ impl ServedVm {
         }
         assert_eq!(servers.len(), count, "a share for each server");
         Self { servers, broker: BrokerThread::start(broker), _ioas: ioas, _folder: folder }
+    }
+
+    /// The servers' process ids.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = u32> {
+        self.servers.iter().map(|(server, ..)| server.id())
+    }
+
+    /// Maps guest memory for all devices.
+    pub(crate) fn map(&mut self, memory: &GuestMemory) {
+        let (_, owner, _) = self.servers.first_mut().expect("a server");
+        owner.set_memory_table(&[memory.region()], &[memory.as_fd()]).expect("the table is mapped");
     }
 
     /// Asks the first server for a hot reset of the set, and waits until every server has its devices in order again.
