@@ -253,7 +253,9 @@ impl Server {
             Endpoint::ResetThreads(finished) => {
                 self.endpoints.insert(token, Endpoint::ResetThreads(finished));
                 while let Some(events) = self.reset_threads.outcome() {
-                    events.into_iter().for_each(|event| self.machine.step_done(event));
+                    for event in events {
+                        self.machine.step_done(event);
+                    }
                 }
             }
             Endpoint::Notice(cookie, kind, eventfd) => {

@@ -14,7 +14,7 @@ use crate::served_vm;
 use crate::{FIRST, SECOND};
 
 /// A lap takes a tenth of a second or two in the test machine.
-const CONTEST: Contest = Contest { rounds: 6, warm_up: 1, laps: 4 };
+const CONTEST: Contest = Contest { rounds: 6, warm_up: 1, laps: 3 };
 
 /// One reset of the set instead of one for each function.
 pub(crate) fn coordinated_reset() -> Vec<Comparison> {

@@ -11,7 +11,7 @@ use crate::modelled_slot::{self, ModelledSlot};
 use crate::processor::OneProcessor;
 use crate::reset_set::ResetSet;
 
-const CONTEST: Contest = Contest { rounds: 6, warm_up: 2, laps: 8 };
+const CONTEST: Contest = Contest { rounds: 5, warm_up: 2, laps: 6 };
 /// Servers, and for each number of them how many functions they share.
 const CASES: [(usize, [usize; 3]); 3] = [(1, [2, 8, 32]), (2, [2, 8, 32]), (8, [8, 16, 32])];
 

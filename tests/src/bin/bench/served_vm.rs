@@ -113,7 +113,10 @@ impl ServedVm {
         let own = own_time();
         self.hot_reset();
         let own = own_time().saturating_sub(own);
-        Cost { calls: time(self, true) - calls, rest: own + time(self, false).saturating_sub(others) }
+        Cost {
+            calls: time(self, true).saturating_sub(calls),
+            rest: own + time(self, false).saturating_sub(others),
+        }
     }
 
     /// Asks for a reset of each function alone, one after the other.
