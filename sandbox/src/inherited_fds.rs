@@ -44,6 +44,32 @@ impl InheritedFds {
         // line says that the parent left it open for us.
         Ok(unsafe { OwnedFd::from_raw_fd(number) })
     }
+
+    /// Closes every other descriptor but the standard streams: whoever started us may have left more open than it knows.
+    ///
+    /// # Errors
+    ///
+    /// The kernel is older than 5.9.
+    pub fn close_others(self) -> Result<(), Errno> {
+        let mut first = 3;
+        for number in self.taken {
+            close_range(first, number - 1)?;
+            first = number + 1;
+        }
+        close_range(first, RawFd::MAX)
+    }
+}
+
+/// Closes all descriptors from `first` to `last`, if that is any.
+fn close_range(first: RawFd, last: RawFd) -> Result<(), Errno> {
+    if last < first {
+        return Ok(());
+    }
+    // SAFETY: nothing in this process owns one of them: it has opened nothing yet, and what it took was left out.
+    match unsafe { libc::close_range(first.cast_unsigned(), last.cast_unsigned(), 0) } {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::NOSYS)),
+    }
 }
 
 #[cfg(test)]
