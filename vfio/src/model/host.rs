@@ -250,15 +250,18 @@ impl Kernel {
         })
     }
 
-    /// What is in use, for whoever looks for what was left behind; and what is pinned of what the asking process mapped.
-    pub(crate) fn usage(&self, asking: i32) -> String {
+    /// What is in use, for whoever looks for what was left behind; and what is pinned of what each process mapped.
+    pub(crate) fn usage(&self) -> String {
         let open = self.functions.values().filter(|function| function.is_open()).count();
         let mapped: u64 = self.contexts.values().map(Context::mapped_bytes).sum();
-        format!(
-            "files = {}\ncontexts = {}\nopen-devices = {open}\nmapped-bytes = {mapped}\npinned-bytes = {}\n",
-            self.files.len(),
-            self.contexts.len(),
-            self.locked.bytes_of_process(asking),
-        )
+        let mut lines = vec![
+            format!("files = {}\n", self.files.len()),
+            format!("contexts = {}\n", self.contexts.len()),
+            format!("open-devices = {open}\n"),
+            format!("mapped-bytes = {mapped}\n"),
+        ];
+        let pinned = self.locked.bytes_of_processes().into_iter();
+        lines.extend(pinned.map(|(process, bytes)| format!("pinned-bytes-of-{process} = {bytes}\n")));
+        lines.concat()
     }
 }

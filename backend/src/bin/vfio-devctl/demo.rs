@@ -23,8 +23,8 @@ use vfio::model::order::{DriverOrder, FunctionOrder};
 use vfio::model::{Machine, Order, Settings, Topology};
 use vhost_device_vfio::host::Host;
 
-use crate::launch::RunningServer;
 use crate::reset_group_view::ResetGroupView;
+use crate::server::RunningServer;
 use crate::tool_error::ToolError;
 use crate::view::{DeviceView, ResetView, View};
 

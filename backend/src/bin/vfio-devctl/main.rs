@@ -15,6 +15,8 @@ mod outlook;
 mod plan;
 mod plan_view;
 mod reset_group_view;
+mod run;
+mod server;
 mod table;
 mod tool_error;
 mod topology;
@@ -36,6 +38,7 @@ use self::launch::Launch;
 use self::model::Model;
 use self::plan::PlanArguments;
 use self::reset_group_view::ResetGroupView;
+use self::run::Run;
 use self::tool_error::ToolError;
 use self::topology::TopologyArguments;
 use self::view::{DeviceView, ResetView, View};
@@ -92,6 +95,7 @@ enum Command {
     },
     /// Open devices, start a server and hand them over; ends with the server or on a signal.
     Launch(Launch),
+    Run(Run),
     Plan(PlanArguments),
     Topology(TopologyArguments),
     /// Show what the server is for, with devices of a modelled machine.
@@ -206,6 +210,7 @@ fn run(command: Command, host: &Host, json: bool) -> Result<ExitCode, ToolError>
             ResetView::new(&device, &report).print(json)
         }
         Command::Launch(launch) => launch.run(host, json),
+        Command::Run(run) => return run.run(host, json),
         Command::Plan(plan) => return plan.run(host, json),
         Command::Topology(topology) => topology.run(host, json),
         #[cfg(feature = "model")]
