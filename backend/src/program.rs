@@ -200,7 +200,7 @@ struct Inheritance {
 
 impl Inheritance {
     /// Takes what the command line names, and closes everything else.
-    fn take(arguments: &Arguments) -> Result<Self, Box<dyn Error>> {
+    fn take(arguments: &Arguments) -> Result<Self, sandbox::InheritedFdError> {
         let mut fds = InheritedFds::default();
         let mut take_named = |named: &[(Cookie, RawFd)]| {
             named.iter().map(|(cookie, fd)| Ok((*cookie, fds.take(*fd)?))).collect::<Result<Vec<_>, _>>()
@@ -228,9 +228,9 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     signal_hook::low_level::pipe::register(SIGINT, signalled)?;
     let filters = arguments.filters()?;
     let sysfs = arguments.enter_sandbox()?;
-    if arguments.sandbox == Sandbox::Full {
+    if let (Some(path), Sandbox::Full) = (path, arguments.sandbox) {
         // Nothing can be removed in there.
-        path.map(OwnSocket::leave);
+        path.leave();
     }
 
     let mut server = Server::new(Machine::new(sysfs, arguments.policies()), filters.as_ref())?;

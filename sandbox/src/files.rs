@@ -25,7 +25,7 @@ use crate::policy::SYSFS_SUBTREES;
 
 /// Leaves the namespaces of whoever started the process; `false` where that may not be.
 ///
-/// Not the one of process ids: SO_PEERCRED would then not tell which clients are one process. There is no call in the
+/// Not the one of process ids: `SO_PEERCRED` would then not tell which clients are one process. There is no call in the
 /// policy that takes a process id.
 pub(crate) fn leave_namespaces() -> Result<bool, SandboxError> {
     let namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;

@@ -14,6 +14,7 @@ mod limits;
 pub mod policy;
 pub mod privileges;
 pub mod seccomp;
+pub mod tables;
 
 use std::path::{Path, PathBuf};
 

@@ -4,11 +4,16 @@
 
 use rustix::fs::{FileType, fstat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::SandboxError;
 
 /// Sets them; none can be raised again.
 pub(crate) fn set(open_files: u64) -> Result<(), SandboxError> {
+    if may_pin_everything() {
+        let unlimited = Rlimit { current: None, maximum: None };
+        setrlimit(Resource::Memlock, unlimited).map_err(SandboxError::step("allow memory to be pinned"))?;
+    }
     let least = |resource, value: u64| {
         let allowed = getrlimit(resource).maximum.unwrap_or(u64::MAX);
         let value = Some(value.min(allowed));
@@ -23,7 +28,12 @@ pub(crate) fn set(open_files: u64) -> Result<(), SandboxError> {
     Ok(())
 }
 
+/// Whether the process may pin as much as it likes by a capability, and may say so by a limit instead: the capability goes.
+fn may_pin_everything() -> bool {
+    let needed = CapabilitySet::IPC_LOCK | CapabilitySet::SYS_RESOURCE;
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
+}
+
 fn logs_to_file() -> bool {
-    fstat(std::io::stderr())
-        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+    fstat(std::io::stderr()).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
 }

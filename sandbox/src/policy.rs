@@ -63,7 +63,6 @@ mod numbers {
         accept4 = SYS_accept4;
         brk = SYS_brk;
         clock_gettime = SYS_clock_gettime;
-        clock_nanosleep = SYS_clock_nanosleep;
         close = SYS_close;
         epoll_ctl = SYS_epoll_ctl;
         epoll_pwait = SYS_epoll_pwait;
@@ -182,70 +181,70 @@ const SO_ACCEPTCONN: [Argument; 2] = socket_option("SO_ACCEPTCONN", libc::SO_ACC
 const SO_PEERCRED: [Argument; 2] = socket_option("SO_PEERCRED", libc::SO_PEERCRED);
 
 macro_rules! entries {
-    ($($name:literal $call:ident [$($argument:expr),*] $threads:ident $why:literal;)*) => {
-        &[$(Entry { name: $name, call: system_call!($call), arguments: &[$($argument),*], threads: $threads, why: $why }),*]
+    ($($name:literal, $call:ident, $arguments:expr, $threads:ident, $why:literal;)*) => {
+        &[$(Entry { name: $name, call: system_call!($call), arguments: $arguments, threads: $threads, why: $why }),*]
     };
 }
 
 /// The system calls but for the requests of devices and of the iommufd, which are in [`REQUESTS`].
 pub const CALLS: &[Entry] = entries! {
-    "read" read [] EVERY "what other threads and the kernel have to tell; attributes of sysfs";
-    "write" write [] EVERY "the log; telling other threads";
-    "close" close [] EVERY "whatever was handed over, when it is not needed any more";
-    "pread64" pread64 [] EVERY "regions of devices; the header of a function in sysfs";
-    "pwrite64" pwrite64 [] EVERY "regions of devices";
-    "sendto" sendto [is(4, "no address", 0)] EVERY "a signal, told to the loop by whichever thread got it";
-    "recvmsg" recvmsg [] LOOP "messages";
-    "sendmsg" sendmsg [] LOOP "replies and events";
-    "epoll_pwait" epoll_pwait [] LOOP "waiting for messages";
-    "epoll_ctl" epoll_ctl [] LOOP "what to wait for";
-    "accept4" accept4 [] LOOP "clients of listening sockets";
-    "futex" futex [] EVERY "waiting for other threads";
-    "mmap" mmap [NO_EXECUTION] EVERY "memory of our own; guest memory on a kernel without IOMMU_IOAS_MAP_FILE";
-    "munmap" munmap [] EVERY "giving that back";
-    "mprotect" mprotect [NO_EXECUTION] EVERY "a heap that grows";
-    "mremap" mremap [] EVERY "a buffer that grows";
-    "madvise" madvise [] EVERY "a heap that shrinks; the stack of a thread that ends";
-    "brk" brk [] EVERY "a heap that grows";
-    "getrandom" getrandom [] EVERY "the heap";
-    "clock_gettime" clock_gettime [] EVERY "the time, where the kernel gives it no other way";
-    "fstat" fstat [] EVERY "what kind of file was handed over";
-    "fcntl F_GETFD" fcntl [is(1, "F_GETFD", bits(libc::F_GETFD))] EVERY "the standard library looks whether what it closes is open, in debug builds";
-    "fcntl F_GETFL" fcntl [is(1, "F_GETFL", bits(libc::F_GETFL))] LOOP "whether memory is open for writing";
-    "fcntl F_GET_SEALS" fcntl [is(1, "F_GET_SEALS", bits(libc::F_GET_SEALS))] LOOP "whether memory may shrink";
-    "fcntl F_DUPFD_CLOEXEC" fcntl [is(1, "F_DUPFD_CLOEXEC", bits(libc::F_DUPFD_CLOEXEC))] LOOP "memory and eventfds that are kept";
-    "ioctl FIONBIO" ioctl [is(1, "FIONBIO", 0x5421)] LOOP "sockets that were handed over do not block";
-    "getsockopt SO_DOMAIN" getsockopt [SO_DOMAIN[0], SO_DOMAIN[1]] LOOP "what kind of socket was handed over";
-    "getsockopt SO_TYPE" getsockopt [SO_TYPE[0], SO_TYPE[1]] LOOP "what kind of socket was handed over";
-    "getsockopt SO_ACCEPTCONN" getsockopt [SO_ACCEPTCONN[0], SO_ACCEPTCONN[1]] LOOP "whether it listens";
-    "getsockopt SO_PEERCRED" getsockopt [SO_PEERCRED[0], SO_PEERCRED[1]] LOOP "who is at the other end";
-    "getpeername" getpeername [] LOOP "whether a socket is connected";
-    "eventfd2" eventfd2 [] WORKER "errors and unplug requests of a new device";
-    "rt_sigreturn" rt_sigreturn [] EVERY "the end of a signal";
-    "rt_sigprocmask" rt_sigprocmask [] EVERY "a thread that ends";
-    "sigaltstack" sigaltstack [] EVERY "a thread that ends";
-    "restart_syscall" restart_syscall [] EVERY "waiting that was interrupted";
-    "exit" exit [] WORKER_AND_RESET "a thread that ends";
-    "exit_group" exit_group [] EVERY "the end";
+    "read", read, &[], EVERY, "what other threads and the kernel have to tell; attributes of sysfs";
+    "write", write, &[], EVERY, "the log; telling other threads";
+    "close", close, &[], EVERY, "whatever was handed over, when it is not needed any more";
+    "pread64", pread64, &[], EVERY, "regions of devices; the header of a function in sysfs";
+    "pwrite64", pwrite64, &[], EVERY, "regions of devices";
+    "sendto", sendto, &[is(4, "no address", 0)], EVERY, "a signal, told to the loop by whichever thread got it";
+    "recvmsg", recvmsg, &[], LOOP, "messages";
+    "sendmsg", sendmsg, &[], LOOP, "replies and events";
+    "epoll_pwait", epoll_pwait, &[], LOOP, "waiting for messages";
+    "epoll_ctl", epoll_ctl, &[], LOOP, "what to wait for";
+    "accept4", accept4, &[], LOOP, "clients of listening sockets";
+    "futex", futex, &[], EVERY, "waiting for other threads";
+    "mmap", mmap, &[NO_EXECUTION], EVERY, "memory of our own; guest memory on a kernel without IOMMU_IOAS_MAP_FILE";
+    "munmap", munmap, &[], EVERY, "giving that back";
+    "mprotect", mprotect, &[NO_EXECUTION], EVERY, "a heap that grows";
+    "mremap", mremap, &[], EVERY, "a buffer that grows";
+    "madvise", madvise, &[], EVERY, "a heap that shrinks; the stack of a thread that ends";
+    "brk", brk, &[], EVERY, "a heap that grows";
+    "getrandom", getrandom, &[], EVERY, "the heap";
+    "clock_gettime", clock_gettime, &[], EVERY, "the time, where the kernel gives it no other way";
+    "fstat", fstat, &[], EVERY, "what kind of file was handed over";
+    "fcntl F_GETFD", fcntl, &[is(1, "F_GETFD", bits(libc::F_GETFD))], EVERY, "the standard library looks whether what it closes is open, in debug builds";
+    "fcntl F_GETFL", fcntl, &[is(1, "F_GETFL", bits(libc::F_GETFL))], LOOP, "whether memory is open for writing";
+    "fcntl F_GET_SEALS", fcntl, &[is(1, "F_GET_SEALS", bits(libc::F_GET_SEALS))], LOOP, "whether memory may shrink";
+    "fcntl F_DUPFD_CLOEXEC", fcntl, &[is(1, "F_DUPFD_CLOEXEC", bits(libc::F_DUPFD_CLOEXEC))], LOOP_AND_WORKER, "memory and eventfds that are kept";
+    "ioctl FIONBIO", ioctl, &[is(1, "FIONBIO", 0x5421)], LOOP, "sockets that were handed over do not block";
+    "getsockopt SO_DOMAIN", getsockopt, &SO_DOMAIN, LOOP, "what kind of socket was handed over";
+    "getsockopt SO_TYPE", getsockopt, &SO_TYPE, LOOP, "what kind of socket was handed over";
+    "getsockopt SO_ACCEPTCONN", getsockopt, &SO_ACCEPTCONN, LOOP, "whether it listens";
+    "getsockopt SO_PEERCRED", getsockopt, &SO_PEERCRED, LOOP, "who is at the other end";
+    "getpeername", getpeername, &[], LOOP, "whether a socket is connected";
+    "eventfd2", eventfd2, &[], WORKER, "errors and unplug requests of a new device";
+    "rt_sigreturn", rt_sigreturn, &[], EVERY, "the end of a signal";
+    "rt_sigprocmask", rt_sigprocmask, &[], EVERY, "a thread that ends";
+    "sigaltstack", sigaltstack, &[], EVERY, "a thread that ends";
+    "restart_syscall", restart_syscall, &[], EVERY, "waiting that was interrupted";
+    "exit", exit, &[], WORKER_AND_RESET, "a thread that ends";
+    "exit_group", exit_group, &[], EVERY, "the end";
 };
 
 /// The calls with which sysfs is read, where it may be.
 pub const SYSFS_CALLS: &[Entry] = entries! {
-    "openat" openat [FOR_READING[0], FOR_READING[1]] LOOP_AND_WORKER "attributes of sysfs";
-    "readlinkat" readlinkat [] LOOP_AND_WORKER "drivers and groups in sysfs";
-    "getdents64" getdents64 [] LOOP_AND_WORKER "members of groups in sysfs";
-    "newfstatat" newfstatat [] LOOP_AND_WORKER "what is there in sysfs";
+    "openat", openat, FOR_READING, LOOP_AND_WORKER, "attributes of sysfs";
+    "readlinkat", readlinkat, &[], LOOP_AND_WORKER, "drivers and groups in sysfs";
+    "getdents64", getdents64, &[], LOOP_AND_WORKER, "members of groups in sysfs";
+    "newfstatat", newfstatat, &[], LOOP_AND_WORKER, "what is there in sysfs";
 };
 
 /// What a client of the model kernel needs besides: it asks on sockets.
 #[cfg(feature = "model")]
 pub const MODEL_CALLS: &[Entry] = entries! {
-    "model socketpair" socketpair [] EVERY "the reply of the model kernel";
-    "model sendmsg" sendmsg [] WORKER_AND_RESET "requests to the model kernel";
-    "model recvmsg" recvmsg [] WORKER_AND_RESET "replies of the model kernel";
-    "model setsockopt" setsockopt [] EVERY "how long the model kernel is waited for";
-    "model getsockopt" getsockopt [SO_TYPE[0], SO_TYPE[1]] WORKER_AND_RESET "whether an open file is the model kernel's";
-    "model mmap" mmap [NO_EXECUTION] EVERY "regions of the model kernel";
+    "model socketpair", socketpair, &[], EVERY, "the reply of the model kernel";
+    "model sendmsg", sendmsg, &[], WORKER_AND_RESET, "requests to the model kernel";
+    "model recvmsg", recvmsg, &[], WORKER_AND_RESET, "replies of the model kernel";
+    "model setsockopt", setsockopt, &[], EVERY, "how long the model kernel is waited for";
+    "model getsockopt", getsockopt, &SO_TYPE, WORKER_AND_RESET, "whether an open file is the model kernel's";
+    "model mmap", mmap, &[NO_EXECUTION], EVERY, "regions of the model kernel";
 };
 
 /// A request of devices or of the iommufd.

@@ -52,6 +52,8 @@ pub struct Scope {
 impl Filters {
     /// Turns the policy into filters.
     pub fn compile(scope: Scope) -> Result<Self, FilterError> {
+        // What the kernel is asked for once and by a call that the policy has not, it is asked for now.
+        let _ = rustix::param::page_size();
         let compile = |thread: Thread| Ok((thread, compile(thread, scope)?));
         Ok(Self { programs: Thread::ALL.into_iter().map(compile).collect::<Result<_, _>>()? })
     }
