@@ -10,6 +10,7 @@ pub mod guest_memory;
 pub mod host;
 pub mod interrupt;
 pub mod legacy_group;
+pub mod modelled_vm;
 pub mod node;
 pub mod pci_function;
 pub mod raw_client;

@@ -15,7 +15,6 @@ use protocol::vhost_user::MemoryRegion;
 use protocol::{ControlReply, ControlRequest, RequestNumber};
 
 use super::socket::FaceSocket;
-use crate::device::DataFace;
 use crate::failure::Failure;
 use crate::job::Job;
 use crate::machine::{Answer, Machine};
@@ -258,13 +257,11 @@ fn accept_face(
     socket: OwnedFd,
     machine: &Machine,
 ) -> Result<FaceSocket, Failure> {
-    let device = machine.device(cookie)?;
+    machine.device(cookie)?;
     if face == Face::VhostUser {
         return Err(Failure::no_vhost_user_face());
     }
-    if device.face != DataFace::None {
-        return Err(Failure::already_served(device.function.address));
-    }
+    machine.unserved(cookie)?;
     machine.may_serve(cookie)?;
     FaceSocket::from_fd(socket)
 }

@@ -279,6 +279,15 @@ impl Machine {
         self.devices.get(&cookie).ok_or_else(|| Failure::unknown_device(cookie.0))
     }
 
+    /// A device by its name that has no data face.
+    pub fn unserved(&self, cookie: Cookie) -> Result<&HeldDevice, Failure> {
+        let device = self.device(cookie)?;
+        match device.face {
+            DataFace::None => Ok(device),
+            _ => Err(Failure::already_served(device.function.address)),
+        }
+    }
+
     /// A device by its name, to be changed.
     pub fn device_mut(&mut self, cookie: Cookie) -> Result<&mut HeldDevice, Failure> {
         self.devices.get_mut(&cookie).ok_or_else(|| Failure::unknown_device(cookie.0))

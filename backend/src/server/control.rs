@@ -2,6 +2,8 @@
 
 //! The loop's part of the control face: receive a request, hand it to the session, send the reply.
 
+use std::os::fd::AsFd;
+
 use protocol::extension::{Cookie, Failure as Sentences};
 use protocol::{ControlReply, ControlRequest, Frame, ReceiveError, RequestNumber, VhostUserHeader};
 
@@ -50,6 +52,12 @@ impl Server {
             self.waiting.push_back(token);
             return self.keep_control(token, peer);
         }
+        if let ControlRequest::AddDevice { device, .. } = &request
+            && self.machine.is_set_in_reset(device.as_fd())
+        {
+            // The bind would wait in the kernel, and whatever needs the worker behind it.
+            return self.hold_off(token, peer, header, request);
+        }
         let in_reset = ControlSession::device_at_rest(&request);
         if let Some(cookie) = in_reset.filter(|cookie| self.machine.is_in_reset(*cookie)) {
             return self.wait_for_reset(token, peer, header, request, cookie);
@@ -91,7 +99,7 @@ impl Server {
     fn wait_for_reset(
         &mut self,
         token: Token,
-        mut peer: ControlPeer,
+        peer: ControlPeer,
         header: VhostUserHeader,
         request: ControlRequest,
         cookie: Cookie,
@@ -105,6 +113,17 @@ impl Server {
             let refused = Failure::being_reset(device.function.address);
             return self.reply_control(token, peer, header, &refused.into());
         }
+        self.hold_off(token, peer, header, request);
+    }
+
+    /// The request is tried again when a reset is over.
+    fn hold_off(
+        &mut self,
+        token: Token,
+        mut peer: ControlPeer,
+        header: VhostUserHeader,
+        request: ControlRequest,
+    ) {
         peer.held = Some((header, request));
         self.held_off.push(token);
         self.keep_control(token, peer);
