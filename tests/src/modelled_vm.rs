@@ -8,14 +8,15 @@ use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use protocol::extension::{Cookie, Face, ResetMethod, ResetPolicy, ResetReport, ResetWish};
+use protocol::extension::{Cookie, Face, IoasChoice, ResetMethod, ResetPolicy, ResetReport, ResetWish};
 use protocol::{ClientError, ControlClient};
 use vfio::model::order::Nothing;
 use vfio::model::{Fault, Order, Settings, Topology};
 
 use crate::host::ModelledMachine;
 use crate::pci_function::PciFunction;
-use crate::server_process::{ServerProcess, binary, server_binary, wait_until};
+use crate::raw_client::RawClient;
+use crate::server_process::{ServerProcess, binary, wait_until};
 use crate::vmm::Vmm;
 
 /// Two slots with two functions each, of which none can be reset alone: a reset of the one slot is nothing to the other.
@@ -80,14 +81,18 @@ impl ModelledVm {
         Vmm::connect_again(&control_path(&self.folder))
     }
 
-    /// A second server on the same machine and with the same iommufd.
-    pub fn second_server(&self) -> Vmm {
+    /// Another control connection, which says what it likes.
+    pub fn raw_client(&self) -> RawClient {
+        RawClient::connect(&control_path(&self.folder))
+    }
+
+    /// A second server on the same machine and with the same iommufd, and the path of its control socket.
+    pub fn second_server(&self) -> (Vmm, PathBuf) {
         let host = self.machine.host();
-        let mut command = Command::new(server_binary());
-        command.args(host.arguments());
-        let server = ServerProcess::start_command(command);
+        let path = self.folder.path().join("second");
+        let server = ServerProcess::listening(&host, &path, &[]);
         let iommufd = self.vmm.iommufd.try_clone().expect("a copy of the iommufd");
-        Vmm::with_address_space_on(&host, server, iommufd, protocol::extension::IoasChoice::Allocate)
+        (Vmm::with_address_space_on(&host, server, iommufd, IoasChoice::Allocate), path)
     }
 
     /// Serves a device on a listening socket, and says where that is.

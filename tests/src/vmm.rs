@@ -6,7 +6,6 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
 
 use protocol::extension::{Cookie, DeviceInfo, Face, IoasChoice, KernelFeatures};
 use protocol::{ClientError, ControlClient};
@@ -15,7 +14,7 @@ use vfio::PciAddress;
 use crate::guest_memory::GuestMemory;
 use crate::host::Host;
 use crate::pci_function::PciFunction;
-use crate::server_process::{PATIENCE, ServerProcess, server_binary, wait_until};
+use crate::server_process::{PATIENCE, ServerProcess};
 
 /// A VMM with its server.
 #[derive(Debug)]
@@ -86,12 +85,7 @@ impl Vmm {
 
     /// The same with more arguments for the server.
     pub fn listening_with(host: &Host, path: &Path, arguments: &[&str]) -> Self {
-        let mut command = Command::new(server_binary());
-        command.args(host.arguments()).arg("--socket-path").arg(path).args(arguments);
-        let server = ServerProcess::spawn(command);
-        assert!(wait_until(|| UnixStream::connect(path).is_ok()), "nobody listens: {}", server.log());
-        let socket = UnixStream::connect(path).expect("the server listens");
-        Self::on_with_server(host, (server, socket))
+        Self::on_with_server(host, ServerProcess::listening(host, path, arguments))
     }
 
     /// Another control connection to the server of [`Self::listening`].
