@@ -20,8 +20,10 @@ use crate::server_process::{ServerProcess, binary, wait_until};
 use crate::vmm::Vmm;
 
 /// Two slots with two functions each, of which none can be reset alone: a reset of the one slot is nothing to the other.
-const TWO_PAIRS: [(&str, &str, [&str; 2]); 2] =
-    [("0000:00:04.0", "1", ["0000:01:00.0", "0000:01:00.1"]), ("0000:00:05.0", "2", ["0000:02:00.0", "0000:02:00.1"])];
+const TWO_PAIRS: [(&str, &str, [&str; 2]); 2] = [
+    ("0000:00:04.0", "1", ["0000:01:00.0", "0000:01:00.1"]),
+    ("0000:00:05.0", "2", ["0000:02:00.0", "0000:02:00.1"]),
+];
 /// How often the kernel is looked at until something has settled, in all.
 const LONG: Duration = Duration::from_mins(1);
 
@@ -29,9 +31,12 @@ const LONG: Duration = Duration::from_mins(1);
 pub fn two_pairs() -> Topology {
     let slot = |(bridge, bus, functions): (&str, &str, [&str; 2])| {
         let functions = functions.map(|address| {
-            format!("[[function]]\naddress = '{address}'\npart = 'edu'\ngroup = 1{bus}\ndriver = 'vfio-pci'\n")
+            format!(
+                "[[function]]\naddress = '{address}'\npart = 'edu'\ngroup = 1{bus}\ndriver = 'vfio-pci'\n"
+            )
         });
-        let bridge = format!("[[bridge]]\naddress = '{bridge}'\nkind = 'root-port'\nbus = {bus}\ngroup = {bus}\n");
+        let bridge =
+            format!("[[bridge]]\naddress = '{bridge}'\nkind = 'root-port'\nbus = {bus}\ngroup = {bus}\n");
         bridge + &functions.concat()
     };
     Topology::parse(&TWO_PAIRS.map(slot).concat()).expect("a topology")

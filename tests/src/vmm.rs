@@ -52,11 +52,7 @@ impl Vmm {
     }
 
     /// The same with an iommufd that is open already, and perhaps has an address space.
-    pub fn with_address_space(
-        server: (ServerProcess, UnixStream),
-        iommufd: File,
-        ioas: IoasChoice,
-    ) -> Self {
+    pub fn with_address_space(server: (ServerProcess, UnixStream), iommufd: File, ioas: IoasChoice) -> Self {
         Self::with_address_space_on(Host::current(), server, iommufd, ioas)
     }
 

@@ -110,7 +110,13 @@ fn prepared_with(policy: ResetPolicy, tries: Duration, patience: Duration) -> Br
 }
 
 fn done(coordination: CoordinationId) -> BrokerMessage {
-    BrokerMessage::Done { coordination, request: None, outcome: ResetOutcome::Done, attempts: 1, missing: None }
+    BrokerMessage::Done {
+        coordination,
+        request: None,
+        outcome: ResetOutcome::Done,
+        attempts: 1,
+        missing: None,
+    }
 }
 
 fn abort(coordination: CoordinationId, cause: AbortCause) -> BrokerMessage {
@@ -219,7 +225,8 @@ fn a_reset_that_another_server_refused_is_told_with_its_name() {
 
 #[test]
 fn what_the_broker_says_of_a_reset_that_a_server_does_not_know_is_answered() {
-    let mut member = TwoServers::start().first_member;
+    let mut servers = TwoServers::start();
+    let member = &mut servers.first_member;
     let unknown = CoordinationId(99);
     let not_fired = MemberMessage::Fired { coordination: unknown, result: Err(Errno::PROTO), attempts: 0 };
     assert_eq!(member.ask(&grant(unknown)), not_fired);

@@ -94,7 +94,8 @@ fn a_subscriber_hears_how_a_reset_begins_and_ends() {
     let in_order = [(1, AffectedState::InOrder), (2, AffectedState::InOrder)];
     assert_eq!((&begun.progress, states(&begun).as_slice()), (&ResetProgress::Begun, &held_off[..]));
     assert_eq!((&quiesced.progress, states(&quiesced).as_slice()), (&ResetProgress::Quiesced, &held_off[..]));
-    let progress = ResetProgress::Done { outcome: ResetOutcome::Done, attempts: 1, duration: report.duration };
+    let progress =
+        ResetProgress::Done { outcome: ResetOutcome::Done, attempts: 1, duration: report.duration };
     assert_eq!((&done.progress, states(&done).as_slice()), (&progress, &in_order[..]));
     assert_eq!([begun.reset, quiesced.reset], [done.reset; 2], "it is one");
     assert_eq!([begun.method, quiesced.method, done.method], [ResetMethod::Hot; 3]);
@@ -282,7 +283,11 @@ fn a_new_channel_takes_the_place_of_the_one_before() {
     vm.vmm.control.reset_as(Cookie(1), forced()).unwrap();
     vm.vmm.control.subscribe(EventKinds::DEVICE_ERRORS, None).unwrap();
     report_error(&vm);
-    assert_eq!(next(&mut new), ServerRequest::DeviceError(Cookie(1)), "the subscription ended with the old one");
+    assert_eq!(
+        next(&mut new),
+        ServerRequest::DeviceError(Cookie(1)),
+        "the subscription ended with the old one"
+    );
 }
 
 #[test]

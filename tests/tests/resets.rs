@@ -181,6 +181,50 @@ fn a_device_that_joins_a_set_under_reset_delays_only_who_hands_it_over() {
 }
 
 #[test]
+fn a_client_that_goes_during_a_reset_of_its_device_delays_nobody_else() {
+    let mut vm = ModelledVm::with_two_pairs(&[]);
+    let mut other = vm.vmm.open(3);
+    vm.vmm.control.remove_device(Cookie(2)).unwrap();
+    let device = vm.machine.host().open_cdev(SECOND.parse().unwrap()).unwrap();
+    let mut leaving = vm.connect();
+    leaving.add_device(Cookie(2), device).unwrap();
+    let reset = vm.begin_long_reset(1);
+    let closed = vm.logged("event=control-closed");
+    drop(leaving);
+    vm.wait_for_lines("event=control-closed", closed + 1);
+    vm.vmm.map(&GuestMemory::new(0, 1 << 20)).unwrap();
+    other.enable();
+    other.client.device_reset().unwrap();
+    assert_eq!(vm.vmm.control.reset_group(Cookie(3)).unwrap().rows.len(), 2);
+    assert!(!reset.is_finished());
+    vm.pass_until(|| reset.is_finished());
+    reset.join().unwrap().unwrap();
+    assert!(wait_until(|| vm.vmm.control.list_devices().unwrap() == [1, 3, 4].map(Cookie)));
+}
+
+#[test]
+fn a_client_that_comes_in_place_of_one_whose_device_is_being_reset_waits_for_its_turn() {
+    let mut vm = ModelledVm::with_two_pairs(&[]);
+    let (mut leaving, mut coming) = (vm.connect(), vm.connect());
+    let host = vm.machine.host();
+    let open = |address: &str| host.open_cdev(address.parse().unwrap()).unwrap();
+    for cookie in [2, 4] {
+        vm.vmm.control.remove_device(Cookie(cookie)).unwrap();
+    }
+    leaving.add_device(Cookie(2), open(SECOND)).unwrap();
+    let reset = vm.begin_long_reset(1);
+    let closed = vm.logged("event=control-closed");
+    drop(leaving);
+    vm.wait_for_lines("event=control-closed", closed + 1);
+    let device = open("0000:02:00.1");
+    let addition = spawn(move || coming.add_device(Cookie(2), device).map(|info| (info, coming)));
+    vm.pass_until(|| addition.is_finished());
+    let (info, _coming) = addition.join().unwrap().unwrap();
+    assert_eq!(info.address.to_string(), "0000:02:00.1");
+    reset.join().unwrap().unwrap();
+}
+
+#[test]
 fn a_reset_waits_for_whoever_reads_a_base_address_region_and_tells_how_often_it_asked() {
     let settings = Settings { virtual_time: true, ..Settings::default() };
     let mut vm = ModelledVm::on(ModelledMachine::of(two_pairs(), settings), &["--sanitize", "off"]);

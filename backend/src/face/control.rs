@@ -105,6 +105,18 @@ impl ControlSession {
         )
     }
 
+    /// Whether a request would be refused for the sake of what a closed connection leaves behind, so that it has to wait until
+    /// that is gone.
+    pub fn needs_withdrawal_of(gone: ConnectionId, request: &ControlRequest, machine: &Machine) -> bool {
+        match request {
+            ControlRequest::SetIommufd { .. } | ControlRequest::AddDevice { .. } => true,
+            ControlRequest::SetMemoryTable(_)
+            | ControlRequest::AddMemoryRegion(_)
+            | ControlRequest::RemoveMemoryRegion(_) => machine.has_memory_of(gone),
+            _ => false,
+        }
+    }
+
     /// The device that a request needs at rest: while that is being reset, it has to wait.
     pub const fn device_at_rest(request: &ControlRequest) -> Option<Cookie> {
         match request {

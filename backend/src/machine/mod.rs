@@ -170,6 +170,11 @@ impl Machine {
         Ok(Job::ChangeMemory { address_space: self.take_address_space()?, next })
     }
 
+    /// Whether the memory table in force is the connection's.
+    pub fn has_memory_of(&self, connection: ConnectionId) -> bool {
+        self.memory_owner == Some(Owner::Connection(connection))
+    }
+
     /// Everything that `connection` handed over goes with it. `None` where that is nothing.
     pub fn withdraw(&mut self, connection: ConnectionId) -> Option<Job> {
         let owner = Owner::Connection(connection);

@@ -39,7 +39,7 @@ impl Server {
         }
     }
 
-    /// Carries a request out, unless it has to wait for the job in flight.
+    /// Carries a request out, unless it has to wait for the job in flight, or for what a closed connection leaves behind.
     pub(super) fn start_control(
         &mut self,
         token: Token,
@@ -47,10 +47,21 @@ impl Server {
         header: VhostUserHeader,
         request: ControlRequest,
     ) {
-        if self.is_busy() && ControlSession::has_to_wait(&request) {
-            peer.held = Some((header, request));
-            self.waiting.push_back(token);
-            return self.keep_control(token, peer);
+        let takes_place = self
+            .withdrawals
+            .iter()
+            .find(|gone| ControlSession::needs_withdrawal_of(**gone, &request, &self.machine));
+        match takes_place {
+            // That waits for a reset itself.
+            Some(gone) if !self.machine.in_reset_of(*gone).is_empty() => {
+                return self.hold_off(token, peer, header, request);
+            }
+            None if self.in_flight.is_none() || !ControlSession::has_to_wait(&request) => {}
+            _ => {
+                peer.held = Some((header, request));
+                self.waiting.push_back(token);
+                return self.keep_control(token, peer);
+            }
         }
         if let ControlRequest::AddDevice { device, .. } = &request
             && self.machine.is_set_in_reset(device.as_fd())
