@@ -435,14 +435,19 @@ fn message_interrupts_are_off_after_the_groups_reset() {
 }
 
 #[test]
-fn registers_of_the_whole_group_are_at_their_defaults_after_its_reset() {
+fn the_whole_group_is_off_and_awake_after_its_reset() {
     let mut vm = ModelledVm::start("igb-pair", &[]);
     vm.vmm.add(1, FIRST).unwrap();
     vm.vmm.add(2, SECOND).unwrap();
     let mut functions = [vm.vmm.open(1), vm.vmm.open(2)];
     let power = functions[0].capability(1) + 4;
+    // Enable is the highest bit of the register in the upper half.
+    let message_control = functions[0].capability(0x11);
     for function in &mut functions {
         function.enable();
+        let (_, eventfd) = Interrupt::new();
+        function.set_irqs(IrqIndex::Msix, IrqAction::Trigger, 1, IrqData::Eventfds(vec![eventfd]));
+        assert_eq!(function.read(CONFIG, message_control) >> 31, 1, "MSI-X is on");
         function.write(CONFIG, BAR0, 0xc000_0000);
         // To sleep.
         function.write(CONFIG, power, 3);
@@ -453,6 +458,7 @@ fn registers_of_the_whole_group_are_at_their_defaults_after_its_reset() {
         assert_eq!(function.command(), 0);
         assert_eq!(function.read(CONFIG, BAR0) & !0xf, 0);
         assert_eq!(function.read(CONFIG, power) & 3, 0, "the power state");
+        assert_eq!(function.read(CONFIG, message_control) >> 31, 0, "MSI-X is off");
     }
 }
 
