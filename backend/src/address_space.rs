@@ -21,6 +21,7 @@ pub struct AddressSpace {
     // The page tables go before the IOAS that they are over.
     page_tables: Vec<Hwpt>,
     ioas: Ioas,
+    choice: IoasChoice,
     iommufd: Arc<Iommufd>,
     table: MemoryTable,
     mapping: Mapping,
@@ -31,7 +32,8 @@ pub struct AddressSpace {
 enum Mapping {
     /// No device has been attached.
     Deferred,
-    /// From the first attachment on. A page table of ours keeps it when the last device is detached.
+    /// From the first attachment on. A page table of ours keeps it when the last device is detached; an IOAS that others
+    /// use keeps at least the table, which is pinned anew with the next attachment.
     InForce,
 }
 
@@ -40,12 +42,13 @@ impl AddressSpace {
     pub fn new(iommufd: Arc<Iommufd>, choice: IoasChoice) -> Result<Self, Failure> {
         let ioas = match choice {
             IoasChoice::Allocate => Ioas::allocate(Arc::clone(&iommufd)),
-            IoasChoice::Adopt(id) => Ioas::adopt(Arc::clone(&iommufd), id),
+            IoasChoice::Adopt(id) | IoasChoice::Fill(id) => Ioas::adopt(Arc::clone(&iommufd), id),
         };
         let ioas = ioas.map_err(Failure::no_address_space)?;
         Ok(Self {
             page_tables: Vec::new(),
             ioas,
+            choice,
             iommufd,
             table: MemoryTable::default(),
             mapping: Mapping::Deferred,
@@ -63,8 +66,8 @@ impl AddressSpace {
     }
 
     /// Whether another process maps this address space.
-    pub fn is_adopted(&self) -> bool {
-        self.ioas.is_adopted()
+    pub const fn is_adopted(&self) -> bool {
+        matches!(self.choice, IoasChoice::Adopt(_))
     }
 
     /// Attaches a bound device, and maps the table if it is the first one. On failure it is detached again.
@@ -90,11 +93,18 @@ impl AddressSpace {
 
     /// A page table serves every device of its kind; a device that none fits gets one that others may share.
     ///
-    /// An adopted address space has the kernel's own page tables, which all who adopted it share.
+    /// An IOAS that several servers use has the kernel's own page tables, which all of them share: functions of one IOMMU
+    /// group cannot be attached to two, and nobody can name another process's.
     fn attach_to_page_table(&mut self, device: &Device) -> Result<(), Failure> {
-        if self.is_adopted() {
-            return device.attach_ioas(&self.ioas).map_err(Failure::attach);
+        match self.choice {
+            IoasChoice::Adopt(_) | IoasChoice::Fill(_) => {
+                device.attach_ioas(&self.ioas).map_err(Failure::attach)
+            }
+            IoasChoice::Allocate => self.attach_to_own_page_table(device),
         }
+    }
+
+    fn attach_to_own_page_table(&mut self, device: &Device) -> Result<(), Failure> {
         for page_table in &self.page_tables {
             match device.attach(page_table) {
                 Ok(()) => return Ok(()),
@@ -179,6 +189,15 @@ impl AddressSpace {
             // Whoever else holds the iommufd was first.
             Err(error) if error.errno == Errno::NOENT => Ok(()),
             result => result.map_err(|error| Failure::unmap(iova, error)),
+        }
+    }
+}
+
+impl Drop for AddressSpace {
+    /// An IOAS that is not ours stays, and what we have mapped in it must not.
+    fn drop(&mut self) {
+        if let IoasChoice::Fill(_) = self.choice {
+            self.clear();
         }
     }
 }

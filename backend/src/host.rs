@@ -38,6 +38,15 @@ pub struct Host {
     root: PathBuf,
 }
 
+/// What `/proc` says of an open file.
+#[derive(Clone, Debug)]
+pub struct OpenFile {
+    /// Where its link leads (`/dev/vfio/7`).
+    pub link: PathBuf,
+    /// Where more is said of it.
+    pub details: PathBuf,
+}
+
 impl Host {
     /// This machine.
     pub fn this() -> Self {
@@ -63,6 +72,25 @@ impl Host {
     /// The path of the VFIO cdev with this name (`vfio3`).
     pub fn cdev(&self, name: &str) -> PathBuf {
         self.root.join("dev/vfio/devices").join(name)
+    }
+
+    /// A file that a process has open, as `/proc` shows it (`…/fd/7`); `None` where that may not be seen.
+    pub fn open_file(&self, descriptor: &Path) -> Option<OpenFile> {
+        let link = std::fs::read_link(descriptor).ok()?;
+        #[cfg(feature = "model")]
+        if self.is_modelled() {
+            return self.modelled_file(&link);
+        }
+        let process = descriptor.parent()?.parent()?;
+        Some(OpenFile { link, details: process.join("fdinfo").join(descriptor.file_name()?) })
+    }
+
+    /// A modelled machine's files are sockets, of which it says itself what they are.
+    #[cfg(feature = "model")]
+    fn modelled_file(&self, link: &Path) -> Option<OpenFile> {
+        let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+        let link = std::fs::read_link(self.root.join("proc/fd").join(inode)).ok()?;
+        Some(OpenFile { link, details: self.root.join("proc/fdinfo").join(inode) })
     }
 
     /// The folder that everything is below.

@@ -3,6 +3,7 @@
 //! The device server: connections → faces → [`machine::Machine`] → the `vfio` crate, and back.
 
 pub mod address_space;
+pub mod broker;
 pub mod device;
 pub mod face;
 pub mod failure;

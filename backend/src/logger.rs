@@ -16,8 +16,9 @@ impl Log for StandardError {
 
     fn log(&self, record: &Record<'_>) {
         let level = record.level().as_str().to_lowercase();
-        // With standard error gone there is nowhere left to say so.
-        let _ = writeln!(std::io::stderr(), "level={level} {}", record.args());
+        // In one piece, because several servers can have one standard error. With that gone there is nowhere left to say so.
+        let line = format!("level={level} {}\n", record.args());
+        let _ = std::io::stderr().write_all(line.as_bytes());
     }
 
     fn flush(&self) {}

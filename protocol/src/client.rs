@@ -340,6 +340,11 @@ impl ControlClient {
         Reply::read_from_bytes(payload(request, &reply)?).map_err(|_| ClientError::Malformed { request })
     }
 
+    /// The connection, for whoever goes on with it in another way.
+    pub(crate) fn into_connection(self) -> Connection<VhostUserHeader> {
+        self.connection
+    }
+
     fn call(
         &mut self,
         request: RequestNumber,
@@ -383,7 +388,7 @@ fn read_number(request: RequestNumber, reply: &[u8]) -> Result<u64, ClientError>
 }
 
 /// What follows the status of a reply of the extension, unless it refuses.
-fn payload(request: RequestNumber, reply: &[u8]) -> Result<&[u8], ClientError> {
+pub(crate) fn payload(request: RequestNumber, reply: &[u8]) -> Result<&[u8], ClientError> {
     let malformed = ClientError::Malformed { request };
     match ReplyStatus::read_from_prefix(reply) {
         Ok((ReplyStatus::DONE, payload)) => Ok(payload),

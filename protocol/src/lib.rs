@@ -14,10 +14,12 @@
 //! | [`vhost_user`] | payloads of the base requests |
 //! | [`extension`] | payloads of the VFIO extension: handover, reset groups, resets, failures |
 //! | [`client`] | the control face's client |
+//! | [`broker_session`] | what a client becomes that coordinates the resets of several servers; nothing blocks |
 //! | [`vfio_user`] | the vfio-user data face: header, commands, replies, client |
 
 #![forbid(unsafe_code)]
 
+pub mod broker_session;
 pub mod client;
 pub mod connection;
 pub mod extension;
@@ -33,6 +35,7 @@ pub mod server_request;
 pub mod vfio_user;
 pub mod vhost_user;
 
+pub use broker_session::{BrokerSession, SessionError};
 pub use client::{ClientError, ControlClient};
 pub use connection::{Connection, ReceiveError, SendError};
 pub use frame::{Descriptors, Endpoint, Frame, Header};

@@ -260,6 +260,7 @@ impl Message {
             0 if ioas == 0 => Ok(IoasChoice::Allocate),
             0 => Err(self.bad_field("ioas", ioas)),
             SetIommufdRequest::ADOPT_IOAS => Ok(IoasChoice::Adopt(ioas)),
+            SetIommufdRequest::FILL_IOAS => Ok(IoasChoice::Fill(ioas)),
             _ => Err(self.bad_field("flags", flags)),
         }
     }

@@ -182,6 +182,8 @@ fn flags_are_the_bits_specified() {
         (DeviceFlags::FUNCTION_RESET.0, "FUNCTION_RESET".to_owned()),
         (DeviceFlags::SERVED.0, "SERVED".to_owned()),
         (RowFlags::HAS_COOKIE.0, "HAS_COOKIE".to_owned()),
+        (RowFlags::UNBINDING.0, "UNBINDING".to_owned()),
+        (RowFlags::NO_IOMMU.0, "NO_IOMMU".to_owned()),
         (EventKinds::RESETS.0, "RESETS".to_owned()),
         (EventKinds::DEVICE_ERRORS.0, "DEVICE_ERRORS".to_owned()),
         (EventKinds::UNPLUG_REQUESTS.0, "UNPLUG_REQUESTS".to_owned()),

@@ -174,12 +174,18 @@ impl Host {
 
     /// How many bytes of memory are pinned for devices on behalf of this process.
     pub fn pinned_memory(&self) -> u64 {
+        self.pinned_memory_of(std::process::id())
+    }
+
+    /// The same of another process.
+    pub fn pinned_memory_of(&self, process: u32) -> u64 {
         if self.is_modelled() {
             let usage = self.order(&Order::Inspect(vfio::model::order::Nothing {})).expect("the usage");
-            let pinned = usage.lines().find_map(|line| line.strip_prefix("pinned-bytes = "));
-            return pinned.expect("a line of the usage").parse().expect("a number");
+            let name = format!("pinned-bytes-of-{process} = ");
+            let pinned = usage.lines().find_map(|line| line.strip_prefix(&name));
+            return pinned.map_or(0, |bytes| bytes.parse().expect("a number"));
         }
-        let status = std::fs::read_to_string("/proc/self/status").expect("the status");
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the status");
         let pinned = status.lines().find_map(|line| line.strip_prefix("VmPin:")?.strip_suffix("kB"));
         pinned.expect("a line of the status").trim().parse::<u64>().expect("a number") << 10
     }

@@ -9,6 +9,7 @@ pub mod foreign_file;
 pub mod guest_memory;
 pub mod host;
 pub mod interrupt;
+pub mod launched_vm;
 pub mod legacy_group;
 pub mod modelled_vm;
 pub mod node;

@@ -150,6 +150,12 @@ impl ServerProcess {
         self.child.wait().expect("the exit status")
     }
 
+    /// Ends the process at once, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the signal is sent");
+        self.child.wait().expect("the exit status");
+    }
+
     /// Asks the process to end.
     pub fn terminate(&self) {
         let id = rustix::process::Pid::from_child(&self.child);

@@ -15,7 +15,7 @@ fn the_demonstration_goes_from_the_blocker_to_the_reset() {
     let text = String::from_utf8(output.stdout).expect("text");
     let steps = [
         "moved by the device",
-        "blocking  yes     Take 0000:01:00.1 from igb",
+        "yes: kernel-driver  Take 0000:01:00.1 from igb",
         "(reset-blocked)",
         "Hand /dev/vfio/devices/vfio1 over too",
         "can be hot reset now",

@@ -7,6 +7,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use protocol::extension::RowReason;
+use vhost_device_vfio::reset::report;
+
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 /// Where failures are built: each id is the first argument of the function that does it.
 const SOURCES: [&str; 7] = [
@@ -56,6 +59,22 @@ fn every_reason_of_a_plan_is_explained_and_every_explained_reason_exists() {
     let named: BTreeSet<_> =
         PLAN_SOURCES.iter().flat_map(|source| source.split('"')).filter(|text| is_id(text)).collect();
     assert!(named.len() > 10, "{named:?}");
+    assert_eq!(explained, named);
+}
+
+/// Where the tool names what it sees more than the server.
+const BLOCKERS: &str = include_str!("../../backend/src/bin/vfio-devctl/blocker.rs");
+
+#[test]
+fn every_reason_of_a_row_is_explained_and_every_explained_reason_exists() {
+    let (_, groups) = OPERATIONS.split_once("## Reset groups").expect("the heading");
+    let (_, reasons) = groups.split_once("| reason | meaning | what to do |").expect("the table");
+    let (reasons, _) = reasons.split_once("\n\n").expect("the end of the table");
+    let explained: BTreeSet<_> =
+        reasons.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let told = (1..=u32::from(u16::MAX)).filter_map(|number| RowReason::try_from(number).ok());
+    let seen = BLOCKERS.split('"').filter(|text| is_id(text));
+    let named: BTreeSet<_> = told.map(report::reason_id).chain(seen).collect();
     assert_eq!(explained, named);
 }
 

@@ -149,7 +149,7 @@ fn values_without_a_meaning_are_refused() {
     let version_with_flags = [1, 0, 0, 0, 1, 0, 0, 0];
     for (request, body, field) in [
         (RequestNumber::VERSION, version_with_flags.as_slice(), "flags"),
-        (RequestNumber::SET_IOMMUFD, SetIommufdRequest { flags: 2, ioas: 0 }.as_bytes(), "flags"),
+        (RequestNumber::SET_IOMMUFD, SetIommufdRequest { flags: 4, ioas: 0 }.as_bytes(), "flags"),
         (RequestNumber::SET_IOMMUFD, SetIommufdRequest { flags: 3, ioas: 1 }.as_bytes(), "flags"),
         (RequestNumber::SET_IOMMUFD, SetIommufdRequest { flags: 0, ioas: 1 }.as_bytes(), "ioas"),
         (RequestNumber::ADD_DEVICE, AddDeviceRequest { flags: 1, ..ADD_DEVICE }.as_bytes(), "flags"),

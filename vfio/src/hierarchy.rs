@@ -13,8 +13,6 @@ use crate::topology::{Driver, Function, Sysfs};
 
 /// What leads to a port's hotplug service is called after the port and this (`0000:00:04.0:pcie004`).
 const PORT_SERVICE: &str = ":pcie";
-/// The name of the groups that vfio makes up for functions without an IOMMU.
-const NO_IOMMU: &str = "vfio-noiommu";
 
 /// The machine's PCI functions, bridges among them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -205,8 +203,7 @@ impl Place {
 
 impl GroupKind {
     fn read(sysfs: &Sysfs, member: PciAddress) -> Self {
-        let name = sysfs.attribute(&format!("bus/pci/devices/{member}/iommu_group/name"));
-        if name.is_ok_and(|name| name == NO_IOMMU) {
+        if sysfs.is_without_iommu(member) {
             Self::NoIommu
         } else {
             Self::Isolated { firmware_mapping: sysfs.has_firmware_mapping(member) }

@@ -17,6 +17,8 @@ use crate::pci_address::PciAddress;
 const MAX_ATTRIBUTE: usize = 4096;
 /// Most entries of a directory that are read: no PCI segment has more functions.
 const MAX_ENTRIES: usize = 1 << 16;
+/// The name of a group that vfio made up for a function without an IOMMU.
+const NO_IOMMU_GROUP: &str = "vfio-noiommu";
 /// Elsewhere the interrupt controller itself tells devices apart, and sysfs does not say whether it does.
 const MESSAGES_NEED_REMAPPING: bool = cfg!(target_arch = "x86_64");
 
@@ -160,6 +162,37 @@ impl Sysfs {
         Ok(members.iter().filter_map(|name| name.parse().ok()).filter(|member| *member != address).collect())
     }
 
+    /// Whether a driver has switched the function on. A VFIO driver does while somebody uses the device: from when it is bound
+    /// to an iommufd or opened by way of its group until it is closed. A cdev that is merely open does not count.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` where there is no such function (any more).
+    pub fn is_enabled(&self, address: PciAddress) -> Result<bool, Errno> {
+        Ok(self.attribute(&format!("bus/pci/devices/{address}/enable"))? != "0")
+    }
+
+    /// The driver that an unbind takes from a function while it waits for the function's user: the link to it is gone already,
+    /// and the cdev with it, but the kernel still names it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` where there is no such function (any more).
+    pub fn departing_driver(&self, address: PciAddress) -> Result<Option<String>, Errno> {
+        let directory = format!("bus/pci/devices/{address}");
+        if self.exists(&format!("{directory}/driver")) {
+            return Ok(None);
+        }
+        let properties = self.attribute(&format!("{directory}/uevent"))?;
+        Ok(properties.lines().find_map(|line| line.strip_prefix("DRIVER=")).map(ToOwned::to_owned))
+    }
+
+    /// Whether no IOMMU stands behind a function, so that its group is one that vfio made up, with no other member.
+    pub fn is_without_iommu(&self, address: PciAddress) -> bool {
+        self.attribute(&format!("bus/pci/devices/{address}/iommu_group/name"))
+            .is_ok_and(|name| name == NO_IOMMU_GROUP)
+    }
+
     /// Whether the firmware demands that a part of memory stays reachable for the function at its own address, which
     /// makes it unfit for a VM.
     pub fn has_firmware_mapping(&self, address: PciAddress) -> bool {
@@ -268,104 +301,4 @@ impl Sysfs {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::{create_dir_all, write};
-    use std::os::fd::AsFd;
-    use std::os::unix::fs::symlink;
-
-    use super::*;
-
-    /// A tree with two functions of one group: one on vfio-pci, one without a driver.
-    fn tree() -> (tempfile::TempDir, Sysfs) {
-        let root = tempfile::tempdir().unwrap();
-        let path = |name: &str| root.path().join(name);
-        for function in ["0000:01:00.0", "0000:01:00.1"] {
-            let directory = path(&format!("bus/pci/devices/{function}"));
-            create_dir_all(&directory).unwrap();
-            for (name, value) in [("vendor", "0x1234\n"), ("device", "0x11e8\n"), ("class", "0x00ff00\n")] {
-                write(directory.join(name), value).unwrap();
-            }
-            let mut config = [0; 64];
-            config[0x0e] = 0x80;
-            write(directory.join("config"), config).unwrap();
-            symlink("../../../../kernel/iommu_groups/5", directory.join("iommu_group")).unwrap();
-            create_dir_all(path(&format!("kernel/iommu_groups/5/devices/{function}"))).unwrap();
-        }
-        let first = path("bus/pci/devices/0000:01:00.0");
-        symlink("../../drivers/vfio-pci", first.join("driver")).unwrap();
-        create_dir_all(first.join("vfio-dev/vfio3")).unwrap();
-        create_dir_all(path("dev/char/511:3")).unwrap();
-        symlink("../../../class/vfio-dev", path("dev/char/511:3/subsystem")).unwrap();
-        symlink("../../0000:01:00.0", path("dev/char/511:3/device")).unwrap();
-        create_dir_all(path("class/misc/iommu")).unwrap();
-        write(path("class/misc/iommu/dev"), "10:123\n").unwrap();
-        let sysfs = Sysfs::open_at(root.path()).unwrap();
-        (root, sysfs)
-    }
-
-    fn address(text: &str) -> PciAddress {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn a_cdev_leads_to_its_function() {
-        let (_root, sysfs) = tree();
-        let found = sysfs.function_of_cdev(DeviceNumber { major: 511, minor: 3 });
-        assert_eq!(found, Ok(address("0000:01:00.0")));
-    }
-
-    #[test]
-    fn an_unknown_device_number_is_no_cdev() {
-        let (_root, sysfs) = tree();
-        assert_eq!(sysfs.function_of_cdev(DeviceNumber { major: 1, minor: 3 }), Err(Errno::NOENT));
-    }
-
-    #[test]
-    fn the_iommufd_is_known_by_its_number() {
-        let (_root, sysfs) = tree();
-        assert!(sysfs.is_iommufd(DeviceNumber { major: 10, minor: 123 }));
-        assert!(!sysfs.is_iommufd(DeviceNumber { major: 10, minor: 232 }));
-    }
-
-    #[test]
-    fn a_function_is_described_with_group_and_driver() {
-        let (_root, sysfs) = tree();
-        let function = sysfs.function(address("0000:01:00.0")).unwrap();
-        let expected = Function {
-            address: address("0000:01:00.0"),
-            vendor: 0x1234,
-            device: 0x11e8,
-            class: 0x00_ff00,
-            header_type: 0,
-            iommu_group: Some(5),
-            driver: Driver::Vfio { name: "vfio-pci".into(), device: "vfio3".into() },
-            is_virtual: false,
-        };
-        assert_eq!(function, expected);
-        assert_eq!(sysfs.function(address("0000:01:00.1")).unwrap().driver, Driver::None);
-    }
-
-    #[test]
-    fn siblings_are_the_rest_of_the_group() {
-        let (_root, sysfs) = tree();
-        assert_eq!(sysfs.group_siblings(address("0000:01:00.0")), Ok(vec![address("0000:01:00.1")]));
-    }
-
-    #[test]
-    fn interrupt_remapping_shows_in_a_controllers_name() {
-        let (root, sysfs) = tree();
-        assert!(!sysfs.has_interrupt_remapping());
-        create_dir_all(root.path().join("kernel/irq/24")).unwrap();
-        write(root.path().join("kernel/irq/24/chip_name"), "IR-PCI-MSI-0000:00:1f.2\n").unwrap();
-        assert!(sysfs.has_interrupt_remapping());
-    }
-
-    #[test]
-    fn only_a_character_device_has_a_number() {
-        let null = std::fs::File::open("/dev/null").unwrap();
-        let expected = DeviceNumber { major: 1, minor: 3 };
-        assert_eq!(Sysfs::character_device(null.as_fd()), Ok(Some(expected)));
-        let file = tempfile::tempfile().unwrap();
-        assert_eq!(Sysfs::character_device(file.as_fd()), Ok(None));
-    }
-}
+mod tests;

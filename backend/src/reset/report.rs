@@ -8,6 +8,7 @@ use vfio::topology::Driver;
 use vfio::{Function, Ownership, PciAddress, Sysfs};
 
 use super::group::ResetGroup;
+use super::neighbour::Neighbour;
 use super::remedy;
 
 /// Config header type of a bridge.
@@ -31,17 +32,26 @@ pub fn row(
     cookie: Option<wire::Cookie>,
     sysfs: &Sysfs,
 ) -> ResetGroupRow {
-    describe(target, affected, cookie, sysfs.function(affected.address).ok().as_ref())
+    // A virtual function is in a set of its own, so that whatever else is in its scope is in another one.
+    let has_set = sysfs.function(target).is_ok_and(|function| !function.is_virtual);
+    let set_of = has_set.then_some(target);
+    describe(set_of, affected, cookie, Neighbour::read(affected.address, sysfs).ok().as_ref())
 }
 
-/// The row of a function that sysfs describes so, or not at all.
+/// The row of a function that sysfs describes so, or not at all, in the reset set of `set_of`.
 fn describe(
-    target: PciAddress,
+    set_of: Option<PciAddress>,
     affected: &AffectedFunction,
     cookie: Option<wire::Cookie>,
-    function: Option<&Function>,
+    neighbour: Option<&Neighbour>,
 ) -> ResetGroupRow {
-    let (vfio_device, driver) = driver_names(function);
+    let function = neighbour.map(|neighbour| &neighbour.function);
+    let (vfio_device, _) = driver_names(function);
+    let reason = match (affected.ownership, neighbour) {
+        (Ownership::Bound(_) | Ownership::Implied, _) => RowReason::None,
+        (Ownership::NotOwned, Some(neighbour)) => row_reason(set_of, cookie.is_some(), neighbour),
+        (Ownership::NotOwned, None) => RowReason::Unknown,
+    };
     ResetGroupRow {
         address: wire_address(affected.address),
         ownership: match affected.ownership {
@@ -50,40 +60,83 @@ fn describe(
             Ownership::NotOwned => wire::Ownership::Blocking,
         },
         cookie: cookie.unwrap_or(wire::Cookie(0)),
-        flags: if cookie.is_some() { RowFlags::HAS_COOKIE } else { RowFlags::default() },
+        flags: row_flags(cookie.is_some(), neighbour),
         iommu_group: wire_group(function.and_then(|function| function.iommu_group)),
-        reason: row_reason(target, affected.ownership, function),
+        reason,
         header_type: function.map_or(HEADER_TYPE_UNKNOWN, |function| function.header_type.into()),
         vfio_device: Name::new(vfio_device),
-        driver: Name::new(driver),
+        driver: Name::new(neighbour.map(Neighbour::driver).unwrap_or_default()),
     }
 }
 
-/// Why a function blocks. The kernel only says that it does; what it is bound to says why, and a function on another bus
-/// is of another reset set whatever it is bound to.
-fn row_reason(target: PciAddress, ownership: Ownership, function: Option<&Function>) -> RowReason {
-    if ownership != Ownership::NotOwned {
-        return RowReason::None;
-    }
-    let Some(function) = function else { return RowReason::Unknown };
+fn row_flags(has_cookie: bool, neighbour: Option<&Neighbour>) -> RowFlags {
+    let is_leaving = neighbour.is_some_and(|neighbour| neighbour.departing_driver.is_some());
+    let is_without_iommu = neighbour.is_some_and(|neighbour| !neighbour.has_iommu);
+    [
+        (has_cookie, RowFlags::HAS_COOKIE),
+        (is_leaving, RowFlags::UNBINDING),
+        (is_without_iommu, RowFlags::NO_IOMMU),
+    ]
+    .into_iter()
+    .filter(|(is_so, _)| *is_so)
+    .fold(RowFlags::default(), |flags, (_, flag)| flags | flag)
+}
+
+/// Why a function blocks. The kernel only says that it does. What keeps it out of the set of `set_of` does so whoever has it;
+/// for everything else the reason is who has it.
+fn row_reason(set_of: Option<PciAddress>, is_held: bool, neighbour: &Neighbour) -> RowReason {
+    let function = &neighbour.function;
+    let is_on_bus = set_of.is_some_and(|target| target.is_on_bus_of(function.address));
     match &function.driver {
         _ if function.header_type == HEADER_TYPE_BRIDGE => RowReason::Bridge,
-        _ if function.is_virtual || !target.is_on_bus_of(function.address) => RowReason::OtherScope,
+        _ if function.is_virtual => RowReason::VirtualFunction,
+        // A device of ours is bound, so nothing else can be the matter.
+        _ if is_held || !is_on_bus => RowReason::OtherScope,
+        Driver::None if neighbour.departing_driver.is_some() => RowReason::HostUnbind,
         Driver::None => RowReason::NoDriver,
         Driver::Kernel(_) => RowReason::KernelDriver,
-        Driver::Vfio { .. } => RowReason::NotOurs,
+        Driver::Vfio { .. } if neighbour.is_used => RowReason::InUse,
+        Driver::Vfio { .. } if neighbour.is_group_used => RowReason::GroupInUse,
+        Driver::Vfio { .. } if !neighbour.has_iommu => RowReason::NoIommu,
+        Driver::Vfio { .. } => RowReason::Unopened,
     }
 }
 
-/// How hard a blocker is to move: what nothing but another topology moves is highest.
+/// How hard a blocker is to move: what an administrator moves alone is lowest, then what somebody else has to let go of, and
+/// what nothing but another topology moves is highest.
 pub const fn permanence(reason: RowReason) -> u8 {
     match reason {
         RowReason::None => 0,
         RowReason::Unknown => 1,
-        RowReason::NotOurs | RowReason::NoDriver => 2,
+        RowReason::NoDriver | RowReason::Unopened | RowReason::NoIommu => 2,
         RowReason::KernelDriver => 3,
-        RowReason::OtherScope => 4,
-        RowReason::Bridge => 5,
+        RowReason::HostUnbind | RowReason::InUse | RowReason::GroupInUse => 4,
+        RowReason::VirtualFunction => 5,
+        RowReason::OtherScope => 6,
+        RowReason::Bridge => 7,
+    }
+}
+
+/// Whether nothing that is done with a function ever makes it stop blocking.
+pub const fn is_permanent(reason: RowReason) -> bool {
+    permanence(reason) >= permanence(RowReason::VirtualFunction)
+}
+
+/// The stable name of a reason, which docs/operations.md explains.
+pub const fn reason_id(reason: RowReason) -> &'static str {
+    match reason {
+        RowReason::None => "none",
+        RowReason::NoDriver => "no-driver",
+        RowReason::KernelDriver => "kernel-driver",
+        RowReason::Unopened => "unopened",
+        RowReason::Bridge => "bridge",
+        RowReason::OtherScope => "other-scope",
+        RowReason::VirtualFunction => "virtual-function",
+        RowReason::InUse => "in-use",
+        RowReason::GroupInUse => "group-in-use",
+        RowReason::NoIommu => "no-iommu",
+        RowReason::HostUnbind => "host-unbind",
+        RowReason::Unknown => "unknown",
     }
 }
 
@@ -91,6 +144,8 @@ pub const fn permanence(reason: RowReason) -> u8 {
 pub fn remedy(row: &ResetGroupRow) -> String {
     let address = local_address(row.address);
     let bind = remedy::bind(address);
+    let hand_over = remedy::hand_over(row);
+    let users = remedy::find_users(row);
     match row.reason {
         RowReason::None => String::new(),
         RowReason::NoDriver => format!("Bind {address} to vfio-pci ({bind}) and hand it over too"),
@@ -99,20 +154,40 @@ pub fn remedy(row: &ResetGroupRow) -> String {
             row.driver.as_str(),
             remedy::unbind(address)
         ),
-        RowReason::NotOurs => {
-            let device = row.vfio_device.as_str();
-            format!(
-                "Hand /dev/vfio/devices/{device} over too; if it is in use, stop that first (fuser -v /dev/vfio/devices/{device})"
-            )
-        }
-        RowReason::Bridge => {
-            format!("Nothing helps as long as the bridge {address} is in the scope: use a function reset")
-        }
-        RowReason::OtherScope => format!(
-            "Use a function reset, as {address} is reset with another scope; if it is a virtual function, disable those \
-             of its physical function (echo 0 > /sys/bus/pci/devices/{address}/physfn/sriov_numvfs)"
+        RowReason::Unopened => format!("Hand {hand_over}"),
+        RowReason::InUse => format!("Find who uses {address} ({users}), stop that, and hand {hand_over}"),
+        RowReason::GroupInUse => format!(
+            "Find who uses IOMMU group {} ({users}; vfio-devctl topology {address}), stop that, and hand {hand_over}",
+            row.iommu_group.0
         ),
-        RowReason::Unknown => format!("Look at {address} with lspci -vks {address}"),
+        RowReason::NoIommu if remedy::has_no_iommu_cdev(row) => {
+            format!("As there is no IOMMU to imply it, hand {hand_over}")
+        }
+        RowReason::NoIommu => format!(
+            "Enable the IOMMU in the firmware and on the kernel command line (intel_iommu=on), as this kernel has no cdev for \
+             {address} without one"
+        ),
+        RowReason::HostUnbind => format!(
+            "Find who uses {address} ({}) and stop that, so that the unbind ends; then bind it to vfio-pci again ({bind}) and \
+             hand it over too",
+            remedy::FIND_ALL_USERS
+        ),
+        RowReason::Bridge => format!(
+            "Use a function reset ({}), as nothing helps while the bridge {address} is in the scope",
+            remedy::FUNCTION_RESET
+        ),
+        RowReason::OtherScope => format!(
+            "Use a function reset ({}), as {address} is reset with another scope",
+            remedy::FUNCTION_RESET
+        ),
+        RowReason::VirtualFunction => format!(
+            "Use a function reset ({}), or disable the virtual functions \
+             (echo 0 > /sys/bus/pci/devices/{address}/physfn/sriov_numvfs)",
+            remedy::FUNCTION_RESET
+        ),
+        RowReason::Unknown => {
+            format!("Ask again, as {address} has perhaps just gone, or see lspci -vks {address}")
+        }
     }
 }
 
@@ -142,76 +217,162 @@ pub fn driver_names(function: Option<&Function>) -> (&str, &str) {
 
 #[cfg(test)]
 mod tests {
+    use vfio::Function;
+
     use super::*;
 
-    fn function(header_type: u8, driver: Driver, is_virtual: bool) -> Function {
-        let address = PciAddress::from_devfn(0, 1, 1);
-        Function {
-            address,
+    const TARGET: PciAddress = PciAddress::from_devfn(0, 1, 0);
+    const SIBLING: PciAddress = PciAddress::from_devfn(0, 1, 1);
+
+    /// An endpoint beside the target that nobody uses.
+    fn neighbour(driver: Driver) -> Neighbour {
+        let function = Function {
+            address: SIBLING,
             vendor: 0x8086,
             device: 0x10c9,
             class: 0x02_0000,
-            header_type,
+            header_type: 0,
             iommu_group: Some(7),
             driver,
-            is_virtual,
-        }
+            is_virtual: false,
+        };
+        Neighbour { function, is_used: false, departing_driver: None, has_iommu: true, is_group_used: false }
     }
 
-    fn vfio_driver() -> Driver {
-        Driver::Vfio { name: "vfio-pci".into(), device: "vfio1".into() }
+    fn on_vfio() -> Neighbour {
+        neighbour(Driver::Vfio { name: "vfio-pci".into(), device: "vfio1".into() })
     }
 
-    fn row_of(function: &Function, ownership: Ownership) -> ResetGroupRow {
-        let affected = AffectedFunction { address: function.address, ownership };
-        describe(TARGET, &affected, None, Some(function))
+    fn on_igb() -> Neighbour {
+        neighbour(Driver::Kernel("igb".into()))
     }
 
-    const TARGET: PciAddress = PciAddress::from_devfn(0, 1, 0);
+    fn virtual_function() -> Neighbour {
+        let mut neighbour = on_vfio();
+        neighbour.function.is_virtual = true;
+        neighbour
+    }
+
+    fn bridge() -> Neighbour {
+        let mut bridge = neighbour(Driver::Kernel("pcieport".into()));
+        bridge.function.header_type = HEADER_TYPE_BRIDGE;
+        bridge
+    }
+
+    fn leaving() -> Neighbour {
+        Neighbour { departing_driver: Some("vfio-pci".into()), is_used: true, ..neighbour(Driver::None) }
+    }
+
+    fn without_iommu(device: &str) -> Neighbour {
+        let driver = Driver::Vfio { name: "vfio-pci".into(), device: device.into() };
+        Neighbour { has_iommu: false, ..neighbour(driver) }
+    }
+
+    /// Every blocker on the target's own bus, and its reason.
+    fn blockers() -> Vec<(Neighbour, RowReason)> {
+        vec![
+            (neighbour(Driver::None), RowReason::NoDriver),
+            (on_igb(), RowReason::KernelDriver),
+            (on_vfio(), RowReason::Unopened),
+            (Neighbour { is_used: true, ..on_vfio() }, RowReason::InUse),
+            (Neighbour { is_group_used: true, ..on_vfio() }, RowReason::GroupInUse),
+            (without_iommu("noiommu-vfio1"), RowReason::NoIommu),
+            (without_iommu("vfio1"), RowReason::NoIommu),
+            (leaving(), RowReason::HostUnbind),
+            (virtual_function(), RowReason::VirtualFunction),
+            (bridge(), RowReason::Bridge),
+        ]
+    }
+
+    fn row_of(neighbour: &Neighbour, ownership: Ownership) -> ResetGroupRow {
+        let affected = AffectedFunction { address: SIBLING, ownership };
+        describe(Some(TARGET), &affected, None, Some(neighbour))
+    }
+
+    fn blocking(neighbour: &Neighbour) -> ResetGroupRow {
+        row_of(neighbour, Ownership::NotOwned)
+    }
 
     #[test]
     fn each_kind_of_blocker_has_its_reason() {
-        let cases = [
-            (function(0, Driver::None, false), RowReason::NoDriver),
-            (function(0, Driver::Kernel("igb".into()), false), RowReason::KernelDriver),
-            (function(0, vfio_driver(), false), RowReason::NotOurs),
-            (function(0, vfio_driver(), true), RowReason::OtherScope),
-            (function(1, Driver::Kernel("pcieport".into()), false), RowReason::Bridge),
-        ];
-        for (function, reason) in cases {
-            assert_eq!(row_reason(TARGET, Ownership::NotOwned, Some(&function)), reason);
+        for (neighbour, reason) in blockers() {
+            assert_eq!(blocking(&neighbour).reason, reason, "{neighbour:?}");
         }
-        assert_eq!(row_reason(TARGET, Ownership::NotOwned, None), RowReason::Unknown);
     }
 
     #[test]
-    fn a_function_on_another_bus_is_of_another_scope() {
-        let target = PciAddress::from_devfn(0, 3, 0);
-        let function = function(0, vfio_driver(), false);
-        assert_eq!(row_reason(target, Ownership::NotOwned, Some(&function)), RowReason::OtherScope);
+    fn what_sysfs_does_not_describe_is_unknown() {
+        let affected = AffectedFunction { address: SIBLING, ownership: Ownership::NotOwned };
+        let row = describe(Some(TARGET), &affected, None, None);
+        assert_eq!((row.reason, row.header_type), (RowReason::Unknown, HEADER_TYPE_UNKNOWN));
+        assert!(remedy(&row).contains("lspci -vks 0000:01:00.1"));
     }
 
     #[test]
-    fn every_blocker_has_a_remedy_that_names_it() {
-        let blockers = [
-            function(0, Driver::None, false),
-            function(0, Driver::Kernel("igb".into()), false),
-            function(0, vfio_driver(), true),
-            function(1, Driver::Kernel("pcieport".into()), false),
-        ];
-        for function in blockers {
-            let row = row_of(&function, Ownership::NotOwned);
-            let remedy = remedy(&row);
-            assert!(remedy.contains("0000:01:00.1"), "{:?}: {remedy}", row.reason);
+    fn a_function_on_another_bus_is_of_another_scope_whoever_has_it() {
+        let elsewhere = Some(PciAddress::from_devfn(0, 3, 0));
+        for neighbour in [on_vfio(), on_igb(), neighbour(Driver::None), leaving()] {
+            assert_eq!(row_reason(elsewhere, false, &neighbour), RowReason::OtherScope);
         }
-        let on_vfio = remedy(&row_of(&function(0, vfio_driver(), false), Ownership::NotOwned));
-        assert!(on_vfio.contains("/dev/vfio/devices/vfio1"), "{on_vfio}");
-        assert_eq!(remedy(&row_of(&function(0, vfio_driver(), false), Ownership::Implied)), "");
     }
 
     #[test]
-    fn what_does_not_block_has_no_reason() {
-        let function = function(0, Driver::Kernel("igb".into()), false);
-        assert_eq!(row_reason(TARGET, Ownership::Implied, Some(&function)), RowReason::None);
+    fn beside_a_virtual_function_everything_is_of_another_scope() {
+        assert_eq!(row_reason(None, false, &on_igb()), RowReason::OtherScope);
+        assert_eq!(row_reason(None, false, &virtual_function()), RowReason::VirtualFunction);
+    }
+
+    #[test]
+    fn a_device_of_ours_that_blocks_is_of_another_scope() {
+        assert_eq!(row_reason(Some(TARGET), true, &on_vfio()), RowReason::OtherScope);
+    }
+
+    #[test]
+    fn every_blocker_has_a_remedy_that_names_it_and_a_command() {
+        for (neighbour, reason) in blockers() {
+            let remedy = remedy(&blocking(&neighbour));
+            assert!(remedy.contains("0000:01:00.1"), "{reason:?}: {remedy}");
+            let words = ["echo ", "fuser ", "vfio-devctl ", "intel_iommu=on"];
+            assert!(words.iter().any(|word| remedy.contains(word)), "{reason:?}: {remedy}");
+        }
+    }
+
+    #[test]
+    fn who_is_in_the_way_is_looked_for_at_the_cdev_and_at_the_group() {
+        let in_use = Neighbour { is_used: true, ..on_vfio() };
+        let remedy = remedy(&blocking(&in_use));
+        assert!(remedy.contains("fuser -v /dev/vfio/devices/vfio1 /dev/vfio/7"), "{remedy}");
+    }
+
+    #[test]
+    fn what_does_not_block_has_no_reason_and_no_remedy() {
+        let row = row_of(&on_igb(), Ownership::Implied);
+        assert_eq!((row.reason, remedy(&row).as_str()), (RowReason::None, ""));
+    }
+
+    #[test]
+    fn an_unbind_that_waits_shows_on_every_row() {
+        for ownership in [Ownership::NotOwned, Ownership::Implied] {
+            let row = row_of(&leaving(), ownership);
+            assert!(row.flags.contains(RowFlags::UNBINDING));
+            assert_eq!(row.driver.as_str(), "vfio-pci");
+        }
+        assert!(!blocking(&on_vfio()).flags.contains(RowFlags::UNBINDING));
+    }
+
+    #[test]
+    fn the_group_of_a_function_without_an_iommu_has_a_name_of_its_own() {
+        let row = blocking(&Neighbour { is_used: true, ..without_iommu("vfio1") });
+        assert!(row.flags.contains(RowFlags::NO_IOMMU));
+        assert!(remedy(&row).contains("/dev/vfio/noiommu-7"), "{}", remedy(&row));
+    }
+
+    #[test]
+    fn only_what_another_topology_would_move_is_permanent() {
+        for (neighbour, reason) in blockers() {
+            let expected = neighbour.function.is_virtual || neighbour.function.header_type != 0;
+            assert_eq!(is_permanent(reason), expected, "{reason:?}");
+        }
+        assert!(is_permanent(RowReason::OtherScope) && !is_permanent(RowReason::Unknown));
     }
 }

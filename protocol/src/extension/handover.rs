@@ -15,15 +15,17 @@ pub struct Cookie(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SetIommufdRequest {
-    /// Bit 0, [`SetIommufdRequest::ADOPT_IOAS`]. The others are 0.
+    /// Bit 0, [`SetIommufdRequest::ADOPT_IOAS`]; bit 1, [`SetIommufdRequest::FILL_IOAS`]. Not both; the others are 0.
     pub flags: u32,
-    /// Id of the address space to adopt, 0 without `ADOPT_IOAS`.
+    /// Id of an existing address space, 0 without a flag.
     pub ioas: u32,
 }
 
 impl SetIommufdRequest {
     /// Attach devices to the existing address space `ioas`.
     pub const ADOPT_IOAS: u32 = 1;
+    /// The same, and map the memory table in it.
+    pub const FILL_IOAS: u32 = 2;
 }
 
 /// Which address space (IOAS) of the iommufd devices are attached to.
@@ -33,6 +35,8 @@ pub enum IoasChoice {
     Allocate,
     /// An existing one, by its id, that another process fills. The server maps and destroys nothing.
     Adopt(u32),
+    /// An existing one, by its id, that the server fills from the memory table. It maps, and destroys nothing.
+    Fill(u32),
 }
 
 impl From<IoasChoice> for SetIommufdRequest {
@@ -40,6 +44,7 @@ impl From<IoasChoice> for SetIommufdRequest {
         match choice {
             IoasChoice::Allocate => Self { flags: 0, ioas: 0 },
             IoasChoice::Adopt(ioas) => Self { flags: Self::ADOPT_IOAS, ioas },
+            IoasChoice::Fill(ioas) => Self { flags: Self::FILL_IOAS, ioas },
         }
     }
 }

@@ -2,6 +2,8 @@
 
 //! `GET_RESET_GROUP`: which functions a hot reset of a device resets, and what stands in its way.
 
+use std::ops::BitOr;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
 use super::{Cookie, IommuGroup, Name, PciAddress, read_all, split};
@@ -83,14 +85,23 @@ pub enum RowReason {
     NoDriver = 1,
     /// A driver of the kernel uses the function.
     KernelDriver = 2,
-    /// A VFIO driver has the function, but it is of another IOMMU group and not ours: nobody has opened it, or somebody
-    /// else has.
-    NotOurs = 3,
+    /// A VFIO driver has the function, nobody uses it, and nothing of its IOMMU group is ours.
+    Unopened = 3,
     /// A bridge, which VFIO cannot hold.
     Bridge = 4,
-    /// A virtual function, or one that is reset with another scope.
+    /// The function is reset with another scope.
     OtherScope = 5,
-    /// The server cannot tell.
+    /// A virtual function, which is in a reset set of its own.
+    VirtualFunction = 6,
+    /// A VFIO driver has the function, and somebody else uses it: over another iommufd, or by way of its group.
+    InUse = 7,
+    /// A VFIO driver has the function and nobody uses it, but somebody else uses a function of its IOMMU group.
+    GroupInUse = 8,
+    /// As `Unopened`, and no IOMMU stands behind the function: it is owned only if it itself is.
+    NoIommu = 9,
+    /// The host takes the function from its driver, and waits until whoever uses it lets go.
+    HostUnbind = 10,
+    /// The server cannot tell: the function has just gone, or sysfs does not describe it.
     Unknown = 255,
 }
 super::numbered!(GroupReason, Ownership, RowReason);
@@ -103,6 +114,26 @@ pub struct RowFlags(pub u32);
 impl RowFlags {
     /// Bit 0: the function is a device of this server, and the row's cookie its name.
     pub const HAS_COOKIE: Self = Self(1);
+    /// Bit 1: the host takes the function from its driver, and waits until whoever uses it lets go. The kernel resets nothing that
+    /// the function is part of meanwhile (`EAGAIN`).
+    pub const UNBINDING: Self = Self(2);
+    /// Bit 2: no IOMMU stands behind the function.
+    pub const NO_IOMMU: Self = Self(4);
+}
+
+impl RowFlags {
+    /// Whether all of `flags` are set.
+    pub fn contains(self, flags: Self) -> bool {
+        self.0 & flags.0 == flags.0
+    }
+}
+
+impl BitOr for RowFlags {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 }
 
 /// One function of a reset group.
@@ -125,14 +156,14 @@ pub struct ResetGroupRow {
     pub header_type: u32,
     /// Name of the VFIO character device, empty if it has none.
     pub vfio_device: Name<16>,
-    /// Name of the kernel driver, empty if none is bound.
+    /// Name of the kernel driver, also of one that is about to lose the function; empty if none is bound.
     pub driver: Name<32>,
 }
 
 impl ResetGroupRow {
     /// The function's name, if it is a device of this server.
     pub fn cookie(&self) -> Option<Cookie> {
-        (self.flags.0 & RowFlags::HAS_COOKIE.0 != 0).then_some(self.cookie)
+        self.flags.contains(RowFlags::HAS_COOKIE).then_some(self.cookie)
     }
 }
 
@@ -296,10 +327,10 @@ mod tests {
 
     #[test]
     fn reasons_have_their_numbers() {
-        for number in [0, 1, 2, 3, 4, 5, 255] {
+        for number in (0..=10).chain([255]) {
             assert_eq!(RowReason::try_from(number).map(u32::from), Ok(number));
         }
-        assert!(RowReason::try_from(6).is_err());
+        assert!(RowReason::try_from(11).is_err());
         assert_eq!(GroupReason::try_from(2), Ok(GroupReason::NoReset));
     }
 }

@@ -191,8 +191,8 @@ fn a_newer_minor_version_is_accepted() {
 }
 
 #[test]
-fn an_address_space_is_allocated_or_adopted() {
-    for choice in [IoasChoice::Allocate, IoasChoice::Adopt(0), IoasChoice::Adopt(5)] {
+fn an_address_space_is_allocated_adopted_or_filled() {
+    for choice in [IoasChoice::Allocate, IoasChoice::Adopt(0), IoasChoice::Adopt(5), IoasChoice::Fill(5)] {
         let body = SetIommufdRequest::from(choice);
         let outcome = parse(RequestNumber::SET_IOMMUFD, body.as_bytes(), 1).unwrap();
         assert!(matches!(outcome, ControlRequest::SetIommufd { ioas, .. } if ioas == choice));
@@ -208,7 +208,8 @@ fn an_address_space_without_its_flag_is_refused() {
 #[test]
 fn unknown_flags_are_refused() {
     let version = VersionRequest { major: MAJOR, minor: 0, flags: 1 };
-    let iommufd = SetIommufdRequest { flags: 2, ioas: 0 };
+    let iommufd =
+        SetIommufdRequest { flags: SetIommufdRequest::ADOPT_IOAS | SetIommufdRequest::FILL_IOAS, ioas: 5 };
     let device = AddDeviceRequest { cookie: COOKIE, flags: 1 << 31, reserved: 0 };
     let serve = ServeRequest { cookie: COOKIE, face: 1, flags: 4 };
     assert_eq!(field_of(parse(RequestNumber::VERSION, version.as_bytes(), 0)), "flags");

@@ -10,9 +10,9 @@ use rustix::io::Errno;
 use crate::irq::IrqIndex;
 use crate::model::function::{Function, Role};
 use crate::model::iommufd::Context;
-use crate::model::kernel::{Kernel, Node, OpenFile};
+use crate::model::kernel::{FileId, Kernel, Node, OpenFile};
 use crate::model::pci_function::{Owner, PciFunction, Usage};
-use crate::model::sysfs::{Cdev, Identity};
+use crate::model::sysfs::{Cdev, Identity, Use};
 use crate::model::topology::{Bus, Driver, Endpoint, KernelVersion, Topology};
 use crate::pci_address::PciAddress;
 
@@ -180,6 +180,15 @@ impl Kernel {
         self.functions.iter().map(|(address, function)| (*address, state(function))).collect()
     }
 
+    /// How each function is used, as far as sysfs shows it. Drivers of the kernel switch on what they drive; VFIO's do when
+    /// somebody opens it.
+    pub(crate) fn uses(&self) -> impl Iterator<Item = (PciAddress, Use)> {
+        self.functions.iter().map(|(address, function)| {
+            let is_enabled = function.is_open() || function.driver.uses_dma();
+            (*address, Use { driver: function.driver.name().map(ToOwned::to_owned), is_enabled })
+        })
+    }
+
     fn cdev(&self, function: &PciFunction) -> Option<Cdev> {
         let minor = function.cdev.filter(|_| function.is_registered())?;
         let number = self.has_node(function).then(|| Node::Cdev(minor).number());
@@ -217,6 +226,19 @@ impl Kernel {
         }
     }
 
+    /// Where `/proc` says that the descriptors of an open file lead.
+    pub(crate) fn link_of(&self, file: FileId) -> String {
+        let node = match self.files.get(&file) {
+            Some(OpenFile::Iommufd(_)) => Node::Iommufd,
+            Some(OpenFile::Container(_)) => Node::Container,
+            Some(OpenFile::Group(group)) => Node::Group(*group),
+            Some(OpenFile::Cdev { minor, .. }) => Node::Cdev(*minor),
+            Some(OpenFile::GroupDevice(_)) => return "anon_inode:[vfio-device]".into(),
+            Some(OpenFile::FormerGroup) | None => return String::new(),
+        };
+        format!("/dev/{}", self.node_name(node))
+    }
+
     /// What a function shows of itself.
     pub(crate) fn identity(&self, address: PciAddress) -> Identity {
         let hardware = self.functions.get(&address).map(|function| &function.hardware);
@@ -228,15 +250,18 @@ impl Kernel {
         })
     }
 
-    /// What is in use, for whoever looks for what was left behind; and what is pinned of what the asking process mapped.
-    pub(crate) fn usage(&self, asking: i32) -> String {
+    /// What is in use, for whoever looks for what was left behind; and what is pinned of what each process mapped.
+    pub(crate) fn usage(&self) -> String {
         let open = self.functions.values().filter(|function| function.is_open()).count();
         let mapped: u64 = self.contexts.values().map(Context::mapped_bytes).sum();
-        format!(
-            "files = {}\ncontexts = {}\nopen-devices = {open}\nmapped-bytes = {mapped}\npinned-bytes = {}\n",
-            self.files.len(),
-            self.contexts.len(),
-            self.locked.bytes_of_process(asking),
-        )
+        let mut lines = vec![
+            format!("files = {}\n", self.files.len()),
+            format!("contexts = {}\n", self.contexts.len()),
+            format!("open-devices = {open}\n"),
+            format!("mapped-bytes = {mapped}\n"),
+        ];
+        let pinned = self.locked.bytes_of_processes().into_iter();
+        lines.extend(pinned.map(|(process, bytes)| format!("pinned-bytes-of-{process} = {bytes}\n")));
+        lines.concat()
     }
 }

@@ -12,7 +12,7 @@
 //! | `function` and what it is made of | the devices |
 //! | `kernel`, `pci_function`, `hot_reset`, `legacy_group`, `iommufd`, `host`, `system_call` | the kernel's objects and rules, without time and sockets |
 //! | `locks`, `schedule`, [`fault`] | what waits for what, what lasts, what fails |
-//! | `process`, `machine`, [`order`] | running it |
+//! | `process`, `open_files`, `machine`, [`order`] | running it |
 //! | `wire`, `client` | system calls by message |
 
 mod argument;
@@ -31,6 +31,7 @@ mod legacy_group;
 mod locks;
 mod machine;
 mod memory_map;
+mod open_files;
 pub mod order;
 mod pci_function;
 mod process;

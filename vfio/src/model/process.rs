@@ -4,8 +4,9 @@
 //! other, orders that are carried out. One thread, so that a run with the same requests is the same run.
 
 mod orders;
+mod showing;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -19,12 +20,14 @@ use rustix::net::sockopt::set_socket_passcred;
 use rustix::process::{Pid, Signal as ProcessSignal, kill_process};
 
 use self::orders::Unbinding;
+use self::showing::shown;
 use crate::model::caller::caller;
 use crate::model::fault::{self, Fault, Faults};
 use crate::model::kernel::{FileId, Kernel, Node};
+use crate::model::open_files::OpenFiles;
 use crate::model::order;
 use crate::model::schedule::{Clock, Schedule};
-use crate::model::sysfs::{Cdev, SysfsTree};
+use crate::model::sysfs::{Cdev, SysfsTree, Use};
 use crate::model::system_call::{Given, Named, Return};
 use crate::model::topology::{Driver, Topology};
 use crate::model::wire::{self, Reply, Request};
@@ -70,6 +73,7 @@ pub(crate) struct Process {
     sysfs: SysfsTree,
     nodes: BTreeMap<Node, (PathBuf, UnixListener)>,
     files: BTreeMap<FileId, FileEnd>,
+    open_files: OpenFiles,
     orders: UnixListener,
     schedule: Schedule<Work>,
     unbinding: Vec<Unbinding>,
@@ -77,6 +81,7 @@ pub(crate) struct Process {
     clock: Clock,
     /// What sysfs shows of each function.
     shown: BTreeMap<PciAddress, (Driver, Option<Cdev>)>,
+    shown_uses: BTreeMap<PciAddress, Use>,
 }
 
 /// What became ready.
@@ -102,6 +107,8 @@ impl Process {
         let unbound = kernel.drivers().into_keys().map(|address| (address, (Driver::Missing, None)));
         let mut process = Self {
             shown: unbound.collect(),
+            shown_uses: BTreeMap::new(),
+            open_files: OpenFiles::create(folder)?,
             orders: UnixListener::bind(order::socket(folder))?,
             folder: folder.into(),
             nodes: BTreeMap::new(),
@@ -178,7 +185,13 @@ impl Process {
             let peer_inode = fstat(&far)?.st_ino;
             Ok((FileEnd { socket: near, peer_inode }, far))
         });
-        let (end, far) = ends.inspect_err(|_| self.kernel.close(file))?;
+        let (end, far) = ends
+            .and_then(|(end, far)| {
+                self.show_open_file(file, end.peer_inode)
+                    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+                Ok((end, far))
+            })
+            .inspect_err(|_| self.kernel.close(file))?;
         self.files.insert(file, end);
         Ok(far)
     }
@@ -189,7 +202,9 @@ impl Process {
         match wire::receive_request(end.socket.as_fd()) {
             Ok(Some(request)) => self.meet_fault(file, request),
             Ok(None) => {
-                self.files.remove(&file);
+                if let Some(end) = self.files.remove(&file) {
+                    shown(self.open_files.remove(end.peer_inode));
+                }
                 self.start(Work::Close(file));
             }
             // What is no request is nobody's to answer.
@@ -278,6 +293,7 @@ impl Process {
             Work::Call { file, request, errno: None, .. } => self.answer(file, request),
             Work::Close(file) => {
                 self.kernel.close(file);
+                shown(self.show_uses());
                 self.finish_unbinding();
             }
         }
@@ -288,6 +304,7 @@ impl Process {
         let caller = caller(request.sender);
         let Return { outcome, data, given } =
             self.kernel.call(file, request.call, request.data, named, &caller);
+        shown(self.show_uses());
         let mut reply = Reply { outcome, data, descriptor: None };
         match given {
             Some(Given::Descriptor(descriptor)) => reply.descriptor = Some(descriptor),
@@ -324,48 +341,5 @@ impl Process {
                 self.start(work);
             }
         }
-    }
-
-    /// Something may be driven by somebody else now. Whether that can be shown is for the next reader to notice.
-    fn changed(&mut self) {
-        if let Err(error) = self.show_changes() {
-            log::error!("event=model-not-shown reason=\"{error}\"");
-        }
-    }
-
-    /// Brings nodes and sysfs up to date.
-    fn show_changes(&mut self) -> io::Result<()> {
-        let wanted = self.kernel.nodes();
-        for (_, (path, _)) in self.nodes.extract_if(.., |node, _| !wanted.contains(node)) {
-            std::fs::remove_file(path)?;
-        }
-        for node in wanted {
-            if !self.nodes.contains_key(&node) {
-                let path = self.folder.join("dev").join(self.kernel.node_name(node));
-                self.nodes.insert(node, (path.clone(), UnixListener::bind(path)?));
-            }
-        }
-        let present = self.kernel.drivers();
-        let absent: BTreeSet<_> =
-            self.shown.keys().filter(|shown| !present.contains_key(shown)).copied().collect();
-        for address in absent {
-            self.sysfs.remove(address)?;
-        }
-        for (address, state) in &present {
-            if !self.shown.contains_key(address)
-                && let Some(function) = self.kernel.topology().function(*address)
-            {
-                self.sysfs.add(function, &self.kernel.identity(*address))?;
-            }
-            if self.shown.get(address) != Some(state) {
-                let (driver, cdev) = state;
-                self.sysfs.set_driver(*address, driver, cdev.clone())?;
-                if self.kernel.is_without_iommu(*address) {
-                    self.sysfs.set_no_iommu_group(*address, self.kernel.no_iommu_group(*address))?;
-                }
-            }
-        }
-        self.shown = present;
-        Ok(())
     }
 }

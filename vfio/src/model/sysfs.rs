@@ -3,6 +3,7 @@
 //! The model's `/sys`: a directory tree of the same shape, kept up to date. Whatever a reader sees of a function is complete,
 //! because the links that lead to a thing come last and go first.
 
+mod group;
 mod identity;
 mod tree;
 
@@ -12,6 +13,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
+use self::group::{Group, GroupKind};
 use self::tree::Tree;
 use super::topology::{Bridge, Bus, Driver, Endpoint, FunctionReset, Part, Topology};
 use crate::pci_address::PciAddress;
@@ -24,10 +26,6 @@ pub(crate) const IOMMU: DeviceNumber = DeviceNumber { major: 10, minor: 258 };
 
 /// What drives a port's hotplug slot, and can reset it.
 const HOTPLUG_DRIVER: &str = "bus/pci_express/drivers/pciehp";
-/// The interrupt window, which the IOMMU keeps of every group's address space.
-const INTERRUPT_WINDOW: &str = "0x00000000fee00000 0x00000000feefffff msi\n";
-/// What a firmware may demand to reach. Any place does, since nothing is ever bound that has one.
-const FIRMWARE_MAPPING: &str = "0x000000007f000000 0x000000007fffffff direct\n";
 
 /// The node of a function that a VFIO driver drives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,21 +53,17 @@ struct Function {
     group: Option<Group>,
     driver: Option<String>,
     cdev: Option<Cdev>,
+    /// What `uevent` says whoever drives it.
+    properties: String,
 }
 
-/// A function's part in its IOMMU group.
-#[derive(Clone, Copy, Debug)]
-struct Group {
-    number: u32,
-    kind: GroupKind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum GroupKind {
-    /// An IOMMU's.
-    Isolated { firmware_mapping: bool },
-    /// One that vfio made up for a function without an IOMMU.
-    NoIommu,
+/// How a function is used, as far as that shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Use {
+    /// The driver that the kernel has for it, also when an unbind has taken the link to it away and waits.
+    pub(crate) driver: Option<String>,
+    /// Whether its driver has switched it on.
+    pub(crate) is_enabled: bool,
 }
 
 impl SysfsTree {
@@ -109,7 +103,27 @@ impl SysfsTree {
             self.tree.link(&format!("{directory}/physfn"), &physical)?;
         }
         let kind = GroupKind::Isolated { firmware_mapping: function.firmware_mapping };
-        self.show(function.address, directory, function.iommu_group.map(|number| Group { number, kind }))
+        let properties = properties(function.address, identity);
+        self.describe_use(&directory, &properties, &Use::default())?;
+        let group = function.iommu_group.map(|number| Group { number, kind });
+        self.show(function.address, directory, group, properties)
+    }
+
+    /// Who drives a function changes what it says of itself, and so does whether it is switched on.
+    pub(crate) fn set_use(&self, address: PciAddress, shown: &Use) -> io::Result<()> {
+        let function = self.function(address)?;
+        self.describe_use(&function.directory, &function.properties, shown)
+    }
+
+    /// A function's place below `/sys`.
+    pub(crate) fn directory(&self, address: PciAddress) -> Option<&str> {
+        self.functions.get(&address).map(|function| function.directory.as_str())
+    }
+
+    fn describe_use(&self, directory: &str, properties: &str, shown: &Use) -> io::Result<()> {
+        let driver = shown.driver.as_ref().map_or(String::new(), |name| format!("DRIVER={name}\n"));
+        self.tree.write(&format!("{directory}/uevent"), driver + properties)?;
+        self.tree.write(&format!("{directory}/enable"), format!("{}\n", u8::from(shown.is_enabled)))
     }
 
     /// A function disappears.
@@ -176,7 +190,15 @@ impl SysfsTree {
 
     fn add_bridge(&mut self, bridge: &Bridge, last_bus: u8) -> io::Result<()> {
         let directory = self.add_directory(bridge.address, None)?;
-        self.describe(&directory, &Identity::of_bridge(bridge, last_bus))?;
+        let identity = Identity::of_bridge(bridge, last_bus);
+        self.describe(&directory, &identity)?;
+        let driver = (!bridge.kind.is_conventional()).then(|| "pcieport".to_owned());
+        let properties = properties(bridge.address, &identity);
+        self.describe_use(
+            &directory,
+            &properties,
+            &Use { is_enabled: driver.is_some(), driver: driver.clone() },
+        )?;
         self.tree.write(&format!("{directory}/secondary_bus_number"), format!("{}\n", bridge.bus))?;
         if bridge.slot_reset {
             let slot = format!("bus/pci/slots/{}", self.slots);
@@ -190,11 +212,12 @@ impl SysfsTree {
             self.tree.link(&format!("{HOTPLUG_DRIVER}/{service}"), &format!("{directory}/{service}"))?;
         }
         self.buses.insert(bridge.leads_to(), directory.clone());
-        if !bridge.kind.is_conventional() {
-            self.bind(&directory, bridge.address, "pcieport")?;
+        if let Some(driver) = driver {
+            self.bind(&directory, bridge.address, &driver)?;
         }
         let kind = GroupKind::Isolated { firmware_mapping: false };
-        self.show(bridge.address, directory, bridge.iommu_group.map(|number| Group { number, kind }))
+        let group = bridge.iommu_group.map(|number| Group { number, kind });
+        self.show(bridge.address, directory, group, properties)
     }
 
     /// The directory for a function is in that of its bridge, as functions on a bus that SR-IOV made up are, too.
@@ -240,48 +263,19 @@ impl SysfsTree {
     }
 
     /// What is described can be found from here on.
-    fn show(&mut self, address: PciAddress, directory: String, group: Option<Group>) -> io::Result<()> {
+    fn show(
+        &mut self,
+        address: PciAddress,
+        directory: String,
+        group: Option<Group>,
+        properties: String,
+    ) -> io::Result<()> {
         let link = format!("bus/pci/devices/{address}");
         let target = directory.clone();
-        self.functions.insert(address, Function { directory, group: None, driver: None, cdev: None });
+        let function = Function { directory, group: None, driver: None, cdev: None, properties };
+        self.functions.insert(address, function);
         self.set_group(address, group)?;
         self.tree.link(&link, &target)
-    }
-
-    fn set_group(&mut self, address: PciAddress, group: Option<Group>) -> io::Result<()> {
-        let function = self.functions.get_mut(&address).ok_or(Errno::NODEV)?;
-        let directory = function.directory.clone();
-        if let Some(old) = std::mem::replace(&mut function.group, group) {
-            self.tree.unlink(&format!("{directory}/iommu_group"))?;
-            self.tree.unlink(&format!("kernel/iommu_groups/{}/devices/{address}", old.number))?;
-            self.describe_group(old.number)?;
-        }
-        if let Some(Group { number, .. }) = group {
-            self.describe_group(number)?;
-            self.tree.link(&format!("kernel/iommu_groups/{number}/devices/{address}"), &directory)?;
-            self.tree.link(&format!("{directory}/iommu_group"), &format!("kernel/iommu_groups/{number}"))?;
-        }
-        Ok(())
-    }
-
-    /// A group is what its members are, and without any it is gone.
-    fn describe_group(&self, number: u32) -> io::Result<()> {
-        let directory = format!("kernel/iommu_groups/{number}");
-        let groups = self.functions.values().filter_map(|function| function.group);
-        let kinds: Vec<_> = groups.filter(|group| group.number == number).map(|group| group.kind).collect();
-        if kinds.is_empty() {
-            return self.tree.remove_directory(&directory);
-        }
-        self.tree.make_directory(&format!("{directory}/devices"))?;
-        if kinds.contains(&GroupKind::NoIommu) {
-            self.tree.write(&format!("{directory}/name"), "vfio-noiommu\n")?;
-            self.tree.write(&format!("{directory}/type"), "unknown\n")?;
-            return self.tree.write(&format!("{directory}/reserved_regions"), "");
-        }
-        let is_demanded = kinds.contains(&GroupKind::Isolated { firmware_mapping: true });
-        let demanded = if is_demanded { FIRMWARE_MAPPING } else { "" };
-        self.tree.write(&format!("{directory}/type"), "DMA\n")?;
-        self.tree.write(&format!("{directory}/reserved_regions"), [demanded, INTERRUPT_WINDOW].concat())
     }
 
     fn bind(&self, directory: &str, address: PciAddress, name: &str) -> io::Result<()> {
@@ -346,6 +340,12 @@ fn forgets_in_sleep(part: Part) -> bool {
         Part::Edu | Part::Nvme => false,
         Part::Igb | Part::E1000e | Part::I82559er | Part::VirtioBlock | Part::VirtioNet => true,
     }
+}
+
+/// What `uevent` says of a function that nobody drives.
+fn properties(address: PciAddress, identity: &Identity) -> String {
+    let Identity { vendor, device, class, .. } = identity;
+    format!("PCI_CLASS={class:04X}\nPCI_ID={vendor:04X}:{device:04X}\nPCI_SLOT_NAME={address}\n")
 }
 
 fn number_text(number: DeviceNumber) -> String {

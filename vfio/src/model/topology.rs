@@ -262,6 +262,14 @@ impl Driver {
 }
 
 impl Driver {
+    /// Its name, if there is one.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Missing => None,
+            Self::Vfio(name) | Self::Kernel(name) => Some(name),
+        }
+    }
+
     /// Whether it uses the DMA of its function's IOMMU group, of which there is one user. Those of ports and pci-stub do not.
     pub fn uses_dma(&self) -> bool {
         matches!(self, Self::Kernel(name) if name != "pcieport" && name != "pci-stub")

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -23,9 +23,10 @@ use vfio::model::order::{DriverOrder, FunctionOrder};
 use vfio::model::{Machine, Order, Settings, Topology};
 use vhost_device_vfio::host::Host;
 
-use crate::launch::RunningServer;
+use crate::reset_group_view::ResetGroupView;
+use crate::server::RunningServer;
 use crate::tool_error::ToolError;
-use crate::view::{DeviceView, ResetGroupView, ResetView, View};
+use crate::view::{DeviceView, ResetView, View};
 
 /// One slot, two functions, two IOMMU groups.
 const TOPOLOGY: &str = include_str!("../../../../vfio/topologies/edu-igb.toml");
@@ -115,6 +116,7 @@ const fn region() -> MemoryRegion {
 /// The server as a process of its own, and a session with it.
 struct Server {
     process: RunningServer,
+    socket: PathBuf,
     client: ControlClient,
 }
 
@@ -125,7 +127,7 @@ impl Server {
         let process = RunningServer::spawn(command, UnixListener::bind(socket)?)?;
         let mut client = ControlClient::new(UnixStream::connect(socket)?, PATIENCE);
         client.negotiate()?;
-        Ok(Self { process, client })
+        Ok(Self { process, socket: socket.into(), client })
     }
 
     fn show_devices(&mut self) -> Outcome {
@@ -136,7 +138,7 @@ impl Server {
 
     fn show_group(&mut self) -> Outcome {
         let device = self.client.device_info(EDU)?;
-        let group = ResetGroupView::new(&device, &self.client.reset_group(EDU)?);
+        let group = ResetGroupView::new(&device, &self.client.reset_group(EDU)?, &[], &self.socket);
         println!("$ vfio-devctl reset-group {}\n{}", device.address, group.text().trim_end());
         Ok(())
     }

@@ -2,15 +2,21 @@
 
 //! The client of the device server: hands devices over, asks about them, resets them.
 
+mod blocker;
 #[cfg(feature = "model")]
 mod demo;
 mod drawing;
+mod holder;
 mod launch;
 mod memory_lock;
 #[cfg(feature = "model")]
 mod model;
+mod outlook;
 mod plan;
 mod plan_view;
+mod reset_group_view;
+mod run;
+mod server;
 mod table;
 mod tool_error;
 mod topology;
@@ -26,13 +32,16 @@ use protocol::extension::{Cookie, DEFAULT_RESET_DEADLINE, DeviceInfo, LONGEST_AT
 use protocol::{ClientError, ControlClient};
 use vhost_device_vfio::host::{Host, HostArguments};
 
+use self::holder::Holder;
 use self::launch::Launch;
 #[cfg(feature = "model")]
 use self::model::Model;
 use self::plan::PlanArguments;
+use self::reset_group_view::ResetGroupView;
+use self::run::Run;
 use self::tool_error::ToolError;
 use self::topology::TopologyArguments;
-use self::view::{DeviceView, ResetGroupView, ResetView, View};
+use self::view::{DeviceView, ResetView, View};
 
 /// How long a server may take to answer: a request may have to wait for another client's reset.
 const PATIENCE: Duration = DEFAULT_RESET_DEADLINE.saturating_add(LONGEST_ATTEMPT);
@@ -86,6 +95,7 @@ enum Command {
     },
     /// Open devices, start a server and hand them over; ends with the server or on a signal.
     Launch(Launch),
+    Run(Run),
     Plan(PlanArguments),
     Topology(TopologyArguments),
     /// Show what the server is for, with devices of a modelled machine.
@@ -159,17 +169,20 @@ fn find(client: &mut ControlClient, name: &str) -> Result<DeviceInfo, ToolError>
 }
 
 fn show_reset_group(
-    client: &mut ControlClient,
-    device: &DeviceInfo,
+    server: &ServerSocket,
+    device: &str,
     form: &GroupForm,
     host: &Host,
 ) -> Result<ResetGroupView, ToolError> {
+    let mut client = connect(&server.socket)?;
+    let device = find(&mut client, device)?;
     let group = client.reset_group(device.cookie)?;
-    let view = ResetGroupView::new(device, &group);
+    let holders = Holder::find(Path::new(holder::PROC), host, &group.rows);
+    let view = ResetGroupView::new(&device, &group, &holders, &server.socket);
     if !form.tree && form.svg.is_none() {
         return Ok(view);
     }
-    let drawing = ResetGroupView::drawing(device, &group, &plan::read_hierarchy(host)?);
+    let drawing = view.drawing(&plan::read_hierarchy(host)?);
     if let Some(path) = &form.svg {
         drawing.write_svg(path)?;
     }
@@ -187,9 +200,7 @@ fn run(command: Command, host: &Host, json: bool) -> Result<ExitCode, ToolError>
             DeviceView::list(&devices).print(json)
         }
         Command::ResetGroup { server, device, form } => {
-            let mut client = connect(&server.socket)?;
-            let device = find(&mut client, &device)?;
-            show_reset_group(&mut client, &device, &form, host)?.print(json)
+            show_reset_group(&server, &device, &form, host)?.print(json)
         }
         Command::Reset { server, device, method, deadline } => {
             let mut client = connect(&server.socket)?;
@@ -199,6 +210,7 @@ fn run(command: Command, host: &Host, json: bool) -> Result<ExitCode, ToolError>
             ResetView::new(&device, &report).print(json)
         }
         Command::Launch(launch) => launch.run(host, json),
+        Command::Run(run) => return run.run(host, json),
         Command::Plan(plan) => return plan.run(host, json),
         Command::Topology(topology) => topology.run(host, json),
         #[cfg(feature = "model")]

@@ -10,7 +10,26 @@ pub(crate) struct Table {
 impl Table {
     /// A table of the functions of a reset group.
     pub(crate) fn of_functions() -> Self {
-        Self::new(&["address", "in this VM as", "group", "cdev", "driver", "owned", "blocks", "what to do"])
+        Self::new(&[
+            "BDF",
+            "in this VM as",
+            "IOMMU group",
+            "VFIO driver (cdev)",
+            "kernel driver",
+            "owned how",
+            "blocks reset?",
+            "what to do",
+        ])
+    }
+
+    /// The cell for a function's driver if it is one of VFIO, which gives the function a cdev.
+    pub(crate) fn vfio_driver(driver: &str, cdev: &str) -> String {
+        if cdev.is_empty() { String::new() } else { format!("{driver} ({cdev})") }
+    }
+
+    /// The cell for a function's driver if it is another one.
+    pub(crate) fn kernel_driver(driver: &str, cdev: &str) -> String {
+        if cdev.is_empty() { driver.to_owned() } else { String::new() }
     }
 
     pub(crate) fn new(titles: &[&str]) -> Self {

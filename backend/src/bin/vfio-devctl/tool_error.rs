@@ -72,7 +72,7 @@ impl ToolError {
             "cannot-open",
             what,
             error,
-            "Check that the kernel has iommufd and VFIO cdevs, and the file's owner.",
+            "Check that the kernel has iommufd and VFIO cdevs (before Linux 7.3 only with an IOMMU), and the file's owner.",
         )
     }
 
@@ -116,6 +116,41 @@ impl ToolError {
     pub(crate) fn server(path: &Path, error: &io::Error) -> Self {
         let what = format!("The server {} does not run.", path.display());
         Self::from_io("server-failed", what, error, "Read its log above, or name another one with --server.")
+    }
+
+    /// One of several servers fails while it is set up.
+    pub(crate) fn of_server(name: &str, error: ClientError) -> Self {
+        let Self { failure, errno, exit_code } = error.into();
+        let what = format!("The server {name}: {}", failure.what());
+        let failure = Failure::new(failure.id(), what, failure.why(), failure.fix());
+        Self { failure, errno, exit_code }
+    }
+
+    /// The servers of a VM cannot share an address space.
+    pub(crate) fn address_space(error: &(dyn std::error::Error + 'static)) -> Self {
+        let what = "The servers get no address space to share.";
+        let errno = error.downcast_ref::<vfio::CallError>().map_or(0, |error| error.errno.raw_os_error());
+        let fix = "Check that the kernel has iommufd; see its log.";
+        Self::refused(Failure::new("no-shared-address-space", what, format!("{error}."), fix), errno)
+    }
+
+    /// The folder for a VM's sockets cannot be made.
+    pub(crate) fn directory(path: &Path, error: &io::Error) -> Self {
+        let what = format!("The folder {} cannot be made.", path.display());
+        Self::from_io("cannot-make-directory", what, error, "Name one with --directory.")
+    }
+
+    /// The descriptor of --ready-fd is none.
+    pub(crate) fn ready_fd(error: &dyn std::error::Error) -> Self {
+        let what = "Nobody can be told when everything is ready.";
+        let fix = "Leave a descriptor open for --ready-fd, as `--ready-fd 3 3>FIFO` does.";
+        Self::refused(Failure::new("bad-ready-fd", what, format!("{error}."), fix), 0)
+    }
+
+    /// The system does not let us watch over servers.
+    pub(crate) fn supervision(error: &io::Error) -> Self {
+        let what = "The servers cannot be watched over.".into();
+        Self::from_io("cannot-supervise", what, error, "Check the limits on open files and processes.")
     }
 
     /// Output cannot be written.

@@ -4,16 +4,10 @@
 
 use std::io::Write;
 
-use protocol::extension::{
-    DeviceFlags, DeviceInfo, GroupReason, Ownership, ResetGroup, ResetGroupRow, ResetMethod, ResetOutcome,
-    ResetReport, RowReason,
-};
+use protocol::extension::{DeviceFlags, DeviceInfo, ResetMethod, ResetOutcome, ResetReport};
 use serde::Serialize;
-use vfio::Hierarchy;
 use vfio::topology::Driver;
-use vhost_device_vfio::reset::report;
 
-use crate::drawing::{Drawing, Mark};
 use crate::table::Table;
 use crate::tool_error::ToolError;
 
@@ -101,130 +95,6 @@ impl View for Vec<DeviceView> {
             ]);
         }
         table.text()
-    }
-}
-
-/// A reset group, as seen from one of its devices.
-#[derive(Debug, Serialize)]
-pub(crate) struct ResetGroupView {
-    device: String,
-    generation: u64,
-    available: bool,
-    reason: &'static str,
-    functions: Vec<FunctionView>,
-    /// What is printed instead of the table.
-    #[serde(skip)]
-    tree: Option<String>,
-}
-
-/// A function of a reset group.
-#[derive(Debug, Serialize)]
-struct FunctionView {
-    address: String,
-    cookie: Option<u64>,
-    iommu_group: Option<u32>,
-    vfio_device: String,
-    driver: String,
-    ownership: &'static str,
-    blocks: bool,
-    reason: &'static str,
-    remedy: String,
-}
-
-impl ResetGroupView {
-    pub(crate) fn new(device: &DeviceInfo, group: &ResetGroup) -> Self {
-        Self {
-            device: device.address.to_string(),
-            generation: group.generation.0,
-            available: group.reason == GroupReason::Available,
-            reason: match group.reason {
-                GroupReason::Available => "available",
-                GroupReason::Blocked => "blocked",
-                GroupReason::NoReset => "no-slot-or-bus-reset",
-            },
-            functions: group.rows.iter().map(FunctionView::from).collect(),
-            tree: None,
-        }
-    }
-
-    /// Prints this drawing for the table.
-    pub(crate) fn with_tree(self, drawing: &Drawing) -> Self {
-        Self { tree: Some(drawing.text()), ..self }
-    }
-
-    /// The group among the bridges and slots of the machine.
-    pub(crate) fn drawing(device: &DeviceInfo, group: &ResetGroup, hierarchy: &Hierarchy) -> Drawing {
-        Drawing::new(hierarchy, &[report::local_address(device.address)], |function| {
-            let address = report::wire_address(function);
-            let row = group.rows.iter().find(|row| row.address == address).map(FunctionView::from);
-            row.map_or(Mark::default(), |row| row.mark())
-        })
-    }
-}
-
-impl FunctionView {
-    fn mark(&self) -> Mark {
-        let text = match (self.cookie, self.blocks) {
-            (Some(cookie), _) => format!("{} ({cookie})", self.ownership),
-            (None, true) => format!("blocks: {}", self.reason),
-            (None, false) => self.ownership.into(),
-        };
-        Mark { text, blocks: self.blocks }
-    }
-}
-
-impl From<&ResetGroupRow> for FunctionView {
-    fn from(row: &ResetGroupRow) -> Self {
-        Self {
-            address: row.address.to_string(),
-            cookie: row.cookie().map(|cookie| cookie.0),
-            iommu_group: row.iommu_group.number(),
-            vfio_device: row.vfio_device.as_str().into(),
-            driver: row.driver.as_str().into(),
-            ownership: match row.ownership {
-                Ownership::Ours => "ours",
-                Ownership::Implied => "implied",
-                Ownership::Blocking => "blocking",
-            },
-            blocks: row.ownership == Ownership::Blocking,
-            reason: match row.reason {
-                RowReason::None => "none",
-                RowReason::NoDriver => "no-driver",
-                RowReason::KernelDriver => "kernel-driver",
-                RowReason::NotOurs => "not-ours",
-                RowReason::Bridge => "bridge",
-                RowReason::OtherScope => "other-scope",
-                RowReason::Unknown => "unknown",
-            },
-            remedy: report::remedy(row),
-        }
-    }
-}
-
-impl View for ResetGroupView {
-    fn text(&self) -> String {
-        let verdict = match self.reason {
-            "available" => "can be hot reset now",
-            "blocked" => "cannot be hot reset: a function in its group blocks",
-            _ => "cannot be hot reset: neither its slot nor its bus has a reset",
-        };
-        if let Some(tree) = &self.tree {
-            return format!("{} {verdict} (generation {}).\n{tree}", self.device, self.generation);
-        }
-        let mut table = Table::of_functions();
-        for function in &self.functions {
-            table.row(&[
-                function.address.clone(),
-                function.cookie.map_or("-".into(), |cookie| cookie.to_string()),
-                number_or_dash(function.iommu_group),
-                function.vfio_device.clone(),
-                function.driver.clone(),
-                function.ownership.into(),
-                yes_or_no(function.blocks),
-                function.remedy.clone(),
-            ]);
-        }
-        format!("{} {verdict} (generation {}).\n{}", self.device, self.generation, table.text())
     }
 }
 

@@ -7,6 +7,7 @@ use std::thread;
 use vfio::IrqIndex;
 use vfio::topology::Driver;
 use vhost_device_vfio_tests::interrupt::Interrupt;
+use vhost_device_vfio_tests::legacy_group::{LegacyGroup, LegacyUser};
 use vhost_device_vfio_tests::server_process::wait_until;
 
 use crate::answer::{EINVAL, OK, answer, bind_answer, ok, refused, rows, value};
@@ -27,9 +28,14 @@ checks! {
     FLR_PAIR => an_unbind_that_waits_takes_the_device_file_away,
         an_unbind_that_waits_refuses_the_bind_of_an_open_file,
         an_unbind_that_waits_refuses_a_function_reset, an_unbind_that_waits_refuses_a_hot_reset,
-        an_unbind_that_waits_leaves_the_rows_as_they_are, an_unbind_asks_for_the_device;
+        an_unbind_that_waits_leaves_the_rows_as_they_are, an_unbind_asks_for_the_device,
+        an_unbind_that_waits_can_be_told_from_one_that_is_over;
+    USED => a_function_is_switched_on_while_somebody_uses_it;
     &["edu-pair"] => an_unbind_that_waits_for_a_device_without_reset;
 }
+
+/// One function of each kind, and who else can use it.
+const USED: &[&str] = &["edu-pair", "igb-pair", "nvme", "e1000e", "bridge", "virtio-trio"];
 
 /// A function that is not driven by vfio-pci. It is again when this is dropped.
 #[derive(Debug)]
@@ -239,4 +245,48 @@ fn an_unbind_that_waits_for_a_device_without_reset(scene: &Scene<'_>) {
         scene.expect("HOT_RESET by the sibling", value(first.hot_reset()), refused("EAGAIN"));
         scene.expect("BIND", bind_answer(bound), OK);
     });
+}
+
+/// Whether a function is switched on, and which driver is about to leave it.
+fn usage(scene: &Scene<'_>, function: &Function) -> (bool, Option<String>) {
+    let sysfs = scene.sysfs();
+    let is_enabled = sysfs.is_enabled(address(function)).expect("it is there");
+    (is_enabled, sysfs.departing_driver(address(function)).expect("it is there"))
+}
+
+fn an_unbind_that_waits_can_be_told_from_one_that_is_over(scene: &Scene<'_>) {
+    let function = scene.second();
+    let vfio = || Some("vfio-pci".to_owned());
+    scene.expect("before", wait_until(|| usage(scene, function) == (false, None)), true);
+    while_unbinding(scene, function, scene.open_file(function), |file| {
+        scene.expect("while it is open", usage(scene, function), (false, vfio()));
+        drop(file);
+    });
+    let device = scene.bind(function, &scene.context());
+    while_unbinding(scene, function, device, |device| {
+        scene.expect("while it is bound", usage(scene, function), (true, vfio()));
+        drop(device);
+    });
+    let _other = OtherDriver::none(scene, function);
+    scene.expect("when it is over", usage(scene, function), (false, None::<String>));
+}
+
+fn a_function_is_switched_on_while_somebody_uses_it(scene: &Scene<'_>) {
+    let function = scene.first();
+    let is_enabled = || usage(scene, function).0;
+    scene.expect("when nobody has it", wait_until(|| !is_enabled()), true);
+    let opened = scene.open(function);
+    scene.expect("when its cdev is open", is_enabled(), false);
+    drop(opened);
+    let device = scene.bind(function, &scene.context());
+    scene.expect("when it is bound", is_enabled(), true);
+    drop(device);
+    scene.expect("in the end, when it is closed", wait_until(|| !is_enabled()), true);
+    let group = LegacyGroup::open(scene.host, function.group).expect("the group");
+    scene.expect("when its group is open", is_enabled(), false);
+    drop(group);
+    let legacy = LegacyUser::open(scene.host, function.group, function.address);
+    scene.expect("when its group gave it", is_enabled(), true);
+    drop(legacy);
+    scene.expect("in the end, when that is closed", wait_until(|| !is_enabled()), true);
 }

@@ -11,6 +11,8 @@ mod handover;
 mod interrupts;
 mod refusals;
 mod reset;
+mod servers;
+mod sharing;
 mod teardown;
 mod tool;
 
@@ -66,13 +68,26 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             teardown: closing_the_connection_frees_the_devices, a_removed_device_can_be_used_again,
                 a_killed_client_leaves_nothing_behind, descriptors_are_as_before_after_add_and_remove,
                 sigterm_ends_the_server_at_once;
+            sharing: functions_of_one_group_in_two_servers_reach_the_same_memory,
+                guest_memory_is_pinned_once_for_two_servers, memory_goes_with_the_server_that_filled_it,
+                the_second_server_outlives_the_first;
         },
         "edu-igb" => trials! {
             reset: a_hot_reset_brings_registers_to_their_defaults, a_sibling_of_another_group_blocks_until_it_is_passed,
                 a_function_without_driver_blocks, function_reset_is_preferred,
                 a_guests_function_level_reset_is_carried_out;
-            tool: the_tool_names_the_blocker_and_the_remedy, the_tool_resets_what_is_complete,
+            servers: a_reset_asked_of_either_server_resets_the_functions_of_both,
+                a_function_in_use_in_another_server_is_spared, a_server_that_hangs_hinders_no_other,
+                a_killed_server_leaves_its_function_to_the_next;
+            tool: the_tool_names_the_blocker_and_the_remedy, the_tool_names_who_has_the_sibling,
+                the_tool_names_whom_an_unbind_waits_for, the_tool_resets_what_is_complete,
                 the_tool_leaves_nothing_behind, the_plan_names_what_the_kernel_then_wants;
+        },
+        "igb-pair" => trials! { servers: a_reset_asked_of_either_server_resets_the_functions_of_both; },
+        // A modelled reset takes no time.
+        "bridge" => trials! {
+            servers: a_server_killed_in_the_kernel_leaves_the_other_in_order,
+                a_server_killed_while_another_resets_is_missed_when_it_is_done;
         },
         "hotplug-slot" => trials! { tool: the_plan_finds_the_slot_that_the_kernel_resets; },
         "switch" => trials! { tool: the_plan_knows_that_a_switch_is_never_reset; },

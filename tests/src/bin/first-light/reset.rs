@@ -169,7 +169,7 @@ pub(crate) fn a_sibling_of_another_group_blocks_until_it_is_passed() {
     let blocking = &group.rows[1];
     assert_eq!(
         (blocking.address.to_string().as_str(), blocking.ownership, blocking.reason),
-        (SECOND, Ownership::Blocking, RowReason::NotOurs)
+        (SECOND, Ownership::Blocking, RowReason::Unopened)
     );
     let refused = vmm.control.reset(Cookie(1), Some(ResetMethod::Hot), None);
     assert_eq!(refusal(refused), ("reset-blocked".into(), Errno::PERM.raw_os_error()));

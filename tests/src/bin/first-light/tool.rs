@@ -5,7 +5,9 @@
 use std::process::{Child, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
+use vfio::{Iommufd, UnboundDevice};
 use vhost_device_vfio_tests::host::Host;
+use vhost_device_vfio_tests::legacy_group::LegacyUser;
 use vhost_device_vfio_tests::server_process::{tool_binary, wait_until};
 
 use super::{BELOW_SWITCH, FIRST, ON_ROOT_BUS, SECOND};
@@ -40,8 +42,15 @@ impl Launched {
 
     fn ask(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(tool_binary());
-        command.args(arguments).arg("--socket").arg(self.folder.path().join("control"));
-        command.output().unwrap()
+        command.args(Host::current().arguments()).args(arguments);
+        command.arg("--socket").arg(self.folder.path().join("control")).output().unwrap()
+    }
+
+    /// The row of the second function as `reset-group` prints it.
+    fn row_of_sibling(&self) -> String {
+        let table = text(&self.ask(&["reset-group", FIRST]).stdout);
+        let row = table.lines().find(|line| line.starts_with(SECOND));
+        row.unwrap_or_else(|| panic!("no {SECOND} in {table}")).to_owned()
     }
 
     fn stop(&mut self, signal: Signal) {
@@ -83,10 +92,50 @@ pub(crate) fn the_tool_names_the_blocker_and_the_remedy() {
     let table = text(&launched.ask(&["reset-group", FIRST]).stdout);
     assert!(table.contains("cannot be hot reset"), "{table}");
     let row = table.lines().find(|line| line.starts_with(SECOND)).unwrap();
-    assert!(row.contains("blocking") && row.contains("/dev/vfio/devices/vfio"), "{row}");
+    assert!(row.contains("yes: unopened") && row.contains("/dev/vfio/devices/vfio"), "{row}");
     let refused = launched.ask(&["reset", FIRST, "--method", "hot"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("id:  reset-blocked"), "{refused:?}");
+}
+
+pub(crate) fn the_tool_names_who_has_the_sibling() {
+    let (host, second) = (Host::current(), SECOND.parse().unwrap());
+    let kill = format!("(kill {})", std::process::id());
+    let launched = Launched::start(&[FIRST]);
+    {
+        let sysfs = host.sysfs();
+        let context = Iommufd::from_fd(host.open_iommufd().unwrap().into(), &sysfs).unwrap();
+        let device = UnboundDevice::from_fd(host.open_cdev(second).unwrap().into(), &sysfs).unwrap();
+        assert!(launched.row_of_sibling().contains("yes: unopened"), "it is open, but not bound");
+        let _device = device.bind(&context, &sysfs).unwrap();
+        let row = launched.row_of_sibling();
+        assert!(row.contains("yes: other-context") && row.contains(&kill), "{row}");
+    }
+    assert!(wait_until(|| launched.row_of_sibling().contains("yes: unopened")));
+    let group = host.sysfs().function(second).unwrap().iommu_group.unwrap();
+    let user = LegacyUser::open(host, group, SECOND);
+    let row = launched.row_of_sibling();
+    assert!(row.contains("yes: legacy-group") && row.contains(&kill), "{row}");
+    drop(user);
+}
+
+/// Linux says of a device's file which one it is from 6.18 on; before, only the node's name tells, which is gone by then.
+pub(crate) fn the_tool_names_whom_an_unbind_waits_for() {
+    let (host, second) = (Host::current(), SECOND.parse().unwrap());
+    let launched = Launched::start(&[FIRST]);
+    let file = host.open_cdev(second).unwrap();
+    let unbind = std::thread::spawn(move || host.unbind_driver(second).unwrap());
+    let begins = wait_until(|| host.sysfs().departing_driver(second).unwrap().is_some());
+    let row = launched.row_of_sibling();
+    drop(file);
+    unbind.join().unwrap();
+    let over = launched.row_of_sibling();
+    // For the tests after this one, whatever becomes of the assertions.
+    host.bind_driver(second, "vfio-pci").unwrap();
+    assert!(begins && row.contains("yes: host-unbind"), "{row}");
+    let says_devices = std::env::var("TESTVM_KERNEL").is_ok_and(|kernel| kernel != "6.12");
+    assert_eq!(row.contains(&format!("(kill {})", std::process::id())), says_devices, "{row}");
+    assert!(over.contains("yes: no-driver"), "{over}");
 }
 
 pub(crate) fn the_tool_resets_what_is_complete() {

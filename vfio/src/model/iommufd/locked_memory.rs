@@ -85,10 +85,14 @@ impl LockedMemory {
         }
     }
 
-    /// What is pinned of what a process mapped, in bytes. Memory that was mapped twice, not copied, counts twice.
-    pub(crate) fn bytes_of_process(&self, process: i32) -> u64 {
-        let pinned = self.pinned.values().filter(|pinned| pinned.process == process);
-        pinned.map(|pinned| pages_in(&pinned.parts)).sum::<u64>().saturating_mul(PAGE)
+    /// What is pinned of what each process mapped, in bytes. Memory that was mapped twice, not copied, counts twice.
+    pub(crate) fn bytes_of_processes(&self) -> BTreeMap<i32, u64> {
+        let mut bytes = BTreeMap::new();
+        for Pinned { process, parts } in self.pinned.values() {
+            let pinned: &mut u64 = bytes.entry(*process).or_default();
+            *pinned = pinned.saturating_add(pages_in(parts).saturating_mul(PAGE));
+        }
+        bytes
     }
 
     /// What a user is charged for, in bytes.

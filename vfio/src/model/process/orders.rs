@@ -7,7 +7,6 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_peercred;
 
 use super::Process;
 use crate::irq::IrqIndex;
@@ -57,7 +56,7 @@ impl Process {
             Order::Unbind(order) => return self.unbind_and_tell(order.function, false, stream),
             Order::Remove(order) => return self.unbind_and_tell(order.function, true, stream),
             Order::Inspect(_) => {
-                let usage = self.kernel.usage(socket_peercred(stream)?.pid.as_raw_nonzero().get());
+                let usage = self.kernel.usage();
                 let (lasting, waiting) = self.schedule.lengths();
                 let calls = format!("lasting-calls = {lasting}\nwaiting-calls = {waiting}\n");
                 return Ok(Answer::Now(usage + &calls));

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::group::INTERRUPT_WINDOW;
 use super::*;
 use crate::topology::{self, Sysfs};
 
@@ -117,6 +118,24 @@ fn a_bridge_is_a_function() {
     let config = fs::read(fixture.path("bus/pci/devices/0000:01:00.0/config")).unwrap();
     assert_eq!(config[0x18..0x1b], [1, 2, 4], "the buses before, right behind and last behind it");
     assert_eq!(fixture.text("bus/pci/devices/0000:01:00.0/secondary_bus_number"), "2\n");
+}
+
+#[test]
+fn what_is_used_is_switched_on_and_names_its_driver() {
+    let mut fixture = Fixture::on_vfio(&example("edu-pair"));
+    let place = address("0000:01:00.0");
+    let properties = "PCI_CLASS=FF00\nPCI_ID=1234:11E8\nPCI_SLOT_NAME=0000:01:00.0\n";
+    assert_eq!(fixture.text("bus/pci/devices/0000:01:00.0/uevent"), properties);
+    assert_eq!(fixture.sysfs.is_enabled(place), Ok(false));
+    let shown = Use { driver: Some("vfio-pci".into()), is_enabled: true };
+    fixture.tree.set_use(place, &shown).unwrap();
+    let with_driver = format!("DRIVER=vfio-pci\n{properties}");
+    assert_eq!(fixture.text("bus/pci/devices/0000:01:00.0/uevent"), with_driver);
+    assert_eq!(fixture.sysfs.is_enabled(place), Ok(true));
+    assert_eq!(fixture.sysfs.departing_driver(place), Ok(None), "it has not begun to leave");
+    fixture.tree.set_driver(place, &Driver::Missing, None).unwrap();
+    assert_eq!(fixture.sysfs.departing_driver(place), Ok(Some("vfio-pci".into())));
+    assert_eq!(fixture.sysfs.is_enabled(address("0000:00:04.0")), Ok(true), "a port always is");
 }
 
 #[test]
