@@ -58,7 +58,7 @@ impl ModelledVm {
         Self::on(ModelledMachine::start(topology), arguments)
     }
 
-    /// On [`two_pairs`], all four handed over, where time passes only by [`Self::pass`].
+    /// On [`two_pairs`], all four handed over, where time passes only by [`Self::pass_until`].
     pub fn with_two_pairs(arguments: &[&str]) -> Self {
         let settings = Settings { virtual_time: true, ..Settings::default() };
         let mut vm = Self::on(ModelledMachine::of(two_pairs(), settings), arguments);
