@@ -61,7 +61,12 @@ impl Host {
 
     /// Its sysfs.
     pub fn sysfs(&self) -> io::Result<Sysfs> {
-        Ok(Sysfs::open_at(&self.root.join("sys"))?)
+        Ok(Sysfs::open_at(&self.sysfs_root())?)
+    }
+
+    /// Where its sysfs is.
+    pub fn sysfs_root(&self) -> PathBuf {
+        self.root.join("sys")
     }
 
     /// The path of `/dev/iommu`.

@@ -2,8 +2,8 @@
 
 //! A listening socket at a path that this process made, and removes again.
 
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -18,11 +18,31 @@ pub struct OwnSocket {
 type FileIdentity = (u64, u64);
 
 impl OwnSocket {
-    /// Listens at `path`, where nothing may be yet.
+    /// Listens at `path`, where nothing may be yet but a socket of ours at which nobody listens any more.
     pub fn bind(path: &Path) -> io::Result<(Self, UnixListener)> {
-        let listener = UnixListener::bind(path)?;
+        let listener = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left_over(path) => {
+                fs::remove_file(path)?;
+                UnixListener::bind(path)
+            }
+            result => result,
+        }?;
         Ok((Self { path: path.to_owned(), identity: identity(path)? }, listener))
     }
+
+    /// Leaves the path where it is: who cannot remove anything leaves it to whoever listens there next.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+}
+
+/// Whether a server of ours has left that behind.
+fn is_left_over(path: &Path) -> bool {
+    let is_ours = fs::symlink_metadata(path).is_ok_and(|metadata| {
+        metadata.file_type().is_socket() && metadata.uid() == rustix::process::geteuid().as_raw()
+    });
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    is_ours && UnixStream::connect(path).is_err_and(refused)
 }
 
 fn identity(path: &Path) -> io::Result<FileIdentity> {
@@ -50,6 +70,18 @@ mod tests {
         let (own, _listener) = OwnSocket::bind(&path).unwrap();
         assert!(path.exists());
         drop(own);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_at_which_nobody_listens_any_more_is_replaced() {
+        let path = std::env::temp_dir().join(format!("left-socket-{}", std::process::id()));
+        let (own, listener) = OwnSocket::bind(&path).unwrap();
+        assert_eq!(OwnSocket::bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse, "somebody listens");
+        own.leave();
+        drop(listener);
+        let (again, _listener) = OwnSocket::bind(&path).unwrap();
+        drop(again);
         assert!(!path.exists());
     }
 

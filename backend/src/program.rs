@@ -23,8 +23,12 @@ use crate::server::Server;
 use clap::{ArgGroup, Parser, ValueEnum};
 use log::LevelFilter;
 use protocol::extension::{Cookie, IoasChoice, ResetPolicy};
-use sandbox::InheritedFds;
+use sandbox::{Confinement, FilterError, Filters, Identity, InheritedFds, Scope, Violation};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use vfio::Sysfs;
+
+/// Most files that the server has open: for 64 devices their own, their interrupts, memory and clients.
+const OPEN_FILES: u64 = 65_536;
 
 /// Serves VFIO devices that were opened by somebody else.
 #[derive(Debug, Parser)]
@@ -58,6 +62,18 @@ struct Arguments {
     /// Serve a device only if it can be reset, alone or with its group; may be refused while others hold its siblings.
     #[arg(long, value_enum)]
     require: Option<Requirement>,
+    /// What the server gives up before it reads anything from a client.
+    #[arg(long, value_enum, default_value = "full")]
+    sandbox: Sandbox,
+    /// What becomes of a system call that the server has no use for.
+    #[arg(long, value_enum, default_value = "kill")]
+    seccomp: Seccomp,
+    /// Become this user after start-up.
+    #[arg(long, value_name = "UID")]
+    uid: Option<u32>,
+    /// Become this group after start-up.
+    #[arg(long, value_name = "GID")]
+    gid: Option<u32>,
     /// How much to log: off, error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
@@ -85,6 +101,26 @@ enum Sanitize {
     Off,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Sandbox {
+    /// Everything that it can do without.
+    Full,
+    /// Nothing: for debugging. A server that is taken over can do what its user can.
+    None,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Seccomp {
+    /// The server is killed.
+    Kill,
+    /// The call fails.
+    Errno,
+    /// It is made, and stands in the audit log: for debugging. Nothing is prevented then.
+    Log,
+    /// It is made: for debugging.
+    Off,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Requirement {
     /// A working reset.
@@ -92,6 +128,41 @@ enum Requirement {
 }
 
 impl Arguments {
+    fn filters(&self) -> Result<Option<Filters>, FilterError> {
+        let violation = match self.seccomp {
+            Seccomp::Kill => Violation::Kill,
+            Seccomp::Errno => Violation::Refuse,
+            Seccomp::Log => Violation::Log,
+            Seccomp::Off => return Ok(None),
+        };
+        if self.sandbox == Sandbox::None {
+            return Ok(None);
+        }
+        Filters::compile(Scope { sysfs: true, new_devices: true, violation }).map(Some)
+    }
+
+    /// Enters the sandbox, and opens what is left of sysfs.
+    fn enter_sandbox(&self) -> Result<Sysfs, Box<dyn Error>> {
+        let host = Host::from(&self.host);
+        if self.sandbox == Sandbox::None {
+            log::warn!("event=sandbox-off reason=\"asked for by --sandbox none\"");
+            return Ok(host.sysfs()?);
+        }
+        let entered = sandbox::enter(&Confinement {
+            sysfs: Some(host.sysfs_root()),
+            identity: Identity { uid: self.uid, gid: self.gid },
+            open_files: OPEN_FILES,
+        })?;
+        log::info!(
+            "event=sandbox-entered namespaces={} landlock={:?} seccomp={:?}",
+            entered.has_namespaces,
+            entered.landlock,
+            self.seccomp
+        );
+        let root = entered.sysfs.ok_or("sysfs cannot be confined")?;
+        Ok(Sysfs::open_at(&root)?)
+    }
+
     fn policies(&self) -> Policies {
         Policies {
             reach: match self.reset_policy {
@@ -126,6 +197,7 @@ struct Inheritance {
 }
 
 impl Inheritance {
+    /// Takes what the command line names, and closes everything else.
     fn take(arguments: &Arguments) -> Result<Self, sandbox::InheritedFdError> {
         let mut fds = InheritedFds::default();
         let mut take_named = |named: &[(Cookie, RawFd)]| {
@@ -135,27 +207,31 @@ impl Inheritance {
         let faces = take_named(&arguments.vfio_user_fd)?;
         let control = arguments.fd.iter().map(|fd| fds.take(*fd)).collect::<Result<_, _>>()?;
         let iommufd = arguments.iommufd_fd.map(|fd| fds.take(fd)).transpose()?;
+        fds.close_others()?;
         Ok(Self { control, iommufd, devices, faces })
     }
 }
 
 fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let Inheritance { control, iommufd, devices, faces } = Inheritance::take(arguments)?;
-    let sysfs = Host::from(&arguments.host).sysfs()?;
     let mut control = control.into_iter().map(FaceSocket::from_fd).collect::<Result<Vec<_>, _>>()?;
     let listen = |path: &Path| {
         OwnSocket::bind(path).map_err(|error| format!("cannot listen on {}: {error}", path.display()))
     };
     let own = arguments.socket_path.as_deref().map(listen).transpose()?;
-    // Bound to a name, the path is removed when all else is done.
-    let (_path, listener) = own.unzip();
+    let (path, listener) = own.unzip();
     control.extend(listener.map(|listener| FaceSocket::from_fd(listener.into())).transpose()?);
     let (signal, signalled) = UnixStream::pair()?;
     signal_hook::low_level::pipe::register(SIGTERM, signalled.try_clone()?)?;
     signal_hook::low_level::pipe::register(SIGINT, signalled)?;
-    sandbox::enter()?;
+    let filters = arguments.filters()?;
+    let sysfs = arguments.enter_sandbox()?;
+    if let (Some(path), Sandbox::Full) = (path, arguments.sandbox) {
+        // Nothing can be removed in there.
+        path.leave();
+    }
 
-    let mut server = Server::new(Machine::new(sysfs, arguments.policies()))?;
+    let mut server = Server::new(Machine::new(sysfs, arguments.policies()), filters.as_ref())?;
     server.end_on(signal)?;
     if let Some(iommufd) = iommufd {
         server.machine().set_iommufd(Owner::Process, iommufd, IoasChoice::Allocate)?;
@@ -171,6 +247,9 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     }
     for socket in control {
         server.serve_control(socket)?;
+    }
+    if let Some(filters) = filters {
+        filters.install(sandbox::Thread::Loop)?;
     }
     server.run()?;
     Ok(())

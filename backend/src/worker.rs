@@ -29,11 +29,11 @@ pub struct Worker<W: Work> {
 }
 
 impl<W: Work> Worker<W> {
-    /// Starts so many threads, all of this name.
-    pub fn start(name: &str, count: usize) -> io::Result<Self> {
+    /// Starts so many threads, all of this name. Each begins with `confine`.
+    pub fn start(name: &str, count: usize, confine: impl Fn() + Clone + Send + 'static) -> io::Result<Self> {
         let ready = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (outgoing, outcomes) = channel();
-        let start = |_| start_thread(name, outgoing.clone(), Arc::clone(&ready));
+        let start = |_| start_thread(name, confine.clone(), outgoing.clone(), Arc::clone(&ready));
         Ok(Self { threads: (0..count).map(start).collect::<Result<_, _>>()?, outcomes, ready })
     }
 
@@ -68,11 +68,13 @@ impl<W: Work> Worker<W> {
 
 fn start_thread<W: Work>(
     name: &str,
+    confine: impl FnOnce() + Send + 'static,
     outgoing: Sender<W::Outcome>,
     ready: Arc<OwnedFd>,
 ) -> io::Result<Sender<W>> {
     let (work, incoming) = channel::<W>();
     thread::Builder::new().name(name.into()).spawn(move || {
+        confine();
         for work in incoming {
             if outgoing.send(work.carry_out()).is_err()
                 || rustix::io::write(&*ready, &1_u64.to_ne_bytes()).is_err()

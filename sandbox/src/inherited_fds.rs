@@ -19,6 +19,9 @@ pub enum InheritedFdError {
     /// Nothing is open under the number.
     #[error("descriptor {0} is not open")]
     NotOpen(RawFd, #[source] Errno),
+    /// Others are open, and cannot be closed: the kernel is older than 5.9.
+    #[error("the descriptors that are not named cannot be closed")]
+    OthersStay(#[source] Errno),
 }
 
 /// Turns numbers into owned descriptors, each once. To be used before the process has opened anything by itself.
@@ -44,6 +47,30 @@ impl InheritedFds {
         // line says that the parent left it open for us.
         Ok(unsafe { OwnedFd::from_raw_fd(number) })
     }
+
+    /// Closes every other descriptor but the standard streams: whoever started us may have left more open than it knows.
+    pub fn close_others(self) -> Result<(), InheritedFdError> {
+        let mut first = 3;
+        for number in self.taken {
+            close_range(first, number - 1)?;
+            first = number + 1;
+        }
+        close_range(first, RawFd::MAX)
+    }
+}
+
+/// Closes all descriptors from `first` to `last`, if that is any.
+fn close_range(first: RawFd, last: RawFd) -> Result<(), InheritedFdError> {
+    if last < first {
+        return Ok(());
+    }
+    // SAFETY: nothing in this process owns one of them: it has opened nothing yet, and what it took was left out.
+    let result = unsafe { libc::close_range(first.cast_unsigned(), last.cast_unsigned(), 0) };
+    if result == 0 {
+        return Ok(());
+    }
+    let errno = Errno::from_io_error(&std::io::Error::last_os_error());
+    Err(InheritedFdError::OthersStay(errno.unwrap_or(Errno::NOSYS)))
 }
 
 #[cfg(test)]

@@ -79,7 +79,8 @@ impl ServerProcess {
         Self::start_command(command)
     }
 
-    fn start_command(mut command: Command) -> (Self, UnixStream) {
+    /// Starts a server with arguments of the test's own, and its control socket besides.
+    pub fn start_command(mut command: Command) -> (Self, UnixStream) {
         let (near, far) = UnixStream::pair().expect("a socket pair");
         command.args(["--fd", &CONTROL_FD.to_string()]);
         command

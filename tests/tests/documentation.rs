@@ -80,6 +80,21 @@ fn every_reason_of_a_row_is_explained_and_every_explained_reason_exists() {
 
 const SECURITY: &str = include_str!("../../docs/security.md");
 
+/// With `UPDATE_DOCUMENTS` set, the tables are written anew.
+#[test]
+fn the_policy_in_the_document_is_the_one_in_force() {
+    let (before, rest) = SECURITY.split_once("documentation.rs -->\n").expect("the mark");
+    let (shown, after) = rest.split_once("<!-- /policy -->").expect("the second mark");
+    let policy = format!("\n{}\n", sandbox::tables::markdown());
+    if std::env::var_os("UPDATE_DOCUMENTS").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/security.md");
+        let text = format!("{before}documentation.rs -->\n{policy}<!-- /policy -->{after}");
+        std::fs::write(path, text).expect("the document is written");
+        return;
+    }
+    assert_eq!(shown, policy);
+}
+
 /// Every Rust file below a folder, in one text.
 fn sources_below(folder: &Path) -> String {
     let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());

@@ -85,9 +85,9 @@ pub struct ResetThreads {
 }
 
 impl ResetThreads {
-    /// Starts them.
-    pub fn start() -> io::Result<Self> {
-        Ok(Self { worker: Worker::start("reset", THREADS)?, under_way: Default::default() })
+    /// Starts them. Each begins with `confine`.
+    pub fn start(confine: impl Fn() + Clone + Send + 'static) -> io::Result<Self> {
+        Ok(Self { worker: Worker::start("reset", THREADS, confine)?, under_way: Default::default() })
     }
 
     /// Has a step done.

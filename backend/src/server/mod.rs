@@ -20,6 +20,7 @@ use protocol::extension::Cookie;
 use protocol::vfio_user::{Reply, Request as VfioUserRequest, VfioUserHeader};
 use protocol::{ControlReply, ControlRequest, ReceiveError, VhostUserHeader};
 use rustix::io::Errno;
+use sandbox::{Filters, Thread};
 
 use self::channel::Channel;
 use self::peer::Peer;
@@ -103,15 +104,15 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server without clients.
-    pub fn new(machine: Machine) -> io::Result<Self> {
-        let worker = Worker::start("worker", 1)?;
+    /// A server without clients. Its threads are confined by these filters, if any; so must be the one that runs it.
+    pub fn new(machine: Machine, filters: Option<&Filters>) -> io::Result<Self> {
+        let worker = Worker::start("worker", 1, confinement(filters, Thread::Worker))?;
         let spare = Some(worker.ready().try_clone_to_owned()?);
         let mut server = Self {
             poller: Poller::new()?,
             machine,
             worker,
-            reset_threads: ResetThreads::start()?,
+            reset_threads: ResetThreads::start(confinement(filters, Thread::Reset))?,
             endpoints: BTreeMap::new(),
             next_token: 0,
             in_flight: None,
@@ -442,6 +443,17 @@ impl Server {
                 Some(Endpoint::VfioUser(peer)) => self.close_vfio_user(token, &peer, &ReceiveError::TimedOut),
                 _ => {}
             }
+        }
+    }
+}
+
+/// What a thread of that kind begins with. One that cannot be confined must not do anything.
+fn confinement(filters: Option<&Filters>, thread: Thread) -> impl Fn() + Clone + Send + 'static {
+    let filters = filters.cloned();
+    move || {
+        if let Some(Err(error)) = filters.as_ref().map(|filters| filters.install(thread)) {
+            log::error!("event=fatal reason=\"{error}\"");
+            std::process::abort();
         }
     }
 }

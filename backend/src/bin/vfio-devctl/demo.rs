@@ -33,7 +33,7 @@ const TOPOLOGY: &str = include_str!("../../../../vfio/topologies/edu-igb.toml");
 const PATIENCE: Duration = Duration::from_secs(10);
 const EDU: Cookie = Cookie(1);
 const IGB: Cookie = Cookie(2);
-const GUEST_MEMORY: u64 = 16 << 20;
+const GUEST_MEMORY: u64 = 4 << 20;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 

@@ -32,9 +32,11 @@ impl Server {
     /// Starts it. With `is_inherited` it gets a client at birth, with which it ends.
     pub(super) fn start(machine: &Machine, is_inherited: bool) -> (Self, Option<UnixStream>) {
         let host = machine.machine.host();
-        let mut server =
-            vhost_device_vfio::server::Server::new(ServedMachine::new(host.sysfs(), Policies::default()))
-                .expect("the server starts");
+        let mut server = vhost_device_vfio::server::Server::new(
+            ServedMachine::new(host.sysfs(), Policies::default()),
+            None,
+        )
+        .expect("the server starts");
         let (signal, signalled) = UnixStream::pair().expect("a socket pair");
         server.end_on(signalled).expect("the signal is watched");
         let mut serve = |socket| {

@@ -13,7 +13,7 @@ use vhost_device_vfio_tests::vmm::{Vmm, refusal};
 
 use super::FIRST;
 
-const MEMORY: u64 = 16 << 20;
+const MEMORY: u64 = 3 << 20;
 const SOURCE: u64 = 0x10_0000;
 const TARGET: u64 = 0x20_3000;
 const LENGTH: u64 = 2048;

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The policy, as data: which thread may make which system call with which arguments, why, and which test would notice if
+//! it could not. What is not here is refused.
+//!
+//! docs/security.md shows these tables; a test compares.
+
+use vfio::ioctl::{self, Ioctl};
+
+/// The kinds of threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Thread {
+    /// Waits for messages and answers them.
+    Loop,
+    /// Binds, maps, releases.
+    Worker,
+    /// Resets.
+    Reset,
+}
+
+impl Thread {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::Loop, Self::Worker, Self::Reset];
+
+    /// As the tables call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Loop => "loop",
+            Self::Worker => "worker",
+            Self::Reset => "reset",
+        }
+    }
+}
+
+use Thread::{Loop, Reset, Worker};
+
+/// A system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SystemCall {
+    /// Its name in the kernel's tables.
+    pub name: &'static str,
+    /// Its number on this architecture.
+    pub number: libc::c_long,
+}
+
+macro_rules! system_call {
+    ($name:ident) => {
+        SystemCall { name: stringify!($name), number: numbers::$name }
+    };
+}
+
+/// The numbers, under the names of the calls.
+mod numbers {
+    #![allow(non_upper_case_globals)]
+
+    macro_rules! numbers {
+        ($($name:ident = $number:ident;)*) => {
+            $(pub(super) const $name: libc::c_long = libc::$number;)*
+        };
+    }
+
+    numbers! {
+        accept4 = SYS_accept4;
+        brk = SYS_brk;
+        clock_gettime = SYS_clock_gettime;
+        close = SYS_close;
+        epoll_ctl = SYS_epoll_ctl;
+        epoll_pwait = SYS_epoll_pwait;
+        eventfd2 = SYS_eventfd2;
+        exit = SYS_exit;
+        exit_group = SYS_exit_group;
+        fcntl = SYS_fcntl;
+        fstat = SYS_fstat;
+        futex = SYS_futex;
+        getdents64 = SYS_getdents64;
+        getpeername = SYS_getpeername;
+        getrandom = SYS_getrandom;
+        getsockopt = SYS_getsockopt;
+        ioctl = SYS_ioctl;
+        madvise = SYS_madvise;
+        mmap = SYS_mmap;
+        mprotect = SYS_mprotect;
+        mremap = SYS_mremap;
+        munmap = SYS_munmap;
+        newfstatat = SYS_newfstatat;
+        openat = SYS_openat;
+        pread64 = SYS_pread64;
+        pwrite64 = SYS_pwrite64;
+        read = SYS_read;
+        readlinkat = SYS_readlinkat;
+        recvmsg = SYS_recvmsg;
+        restart_syscall = SYS_restart_syscall;
+        rt_sigprocmask = SYS_rt_sigprocmask;
+        rt_sigreturn = SYS_rt_sigreturn;
+        sendmsg = SYS_sendmsg;
+        sendto = SYS_sendto;
+        setsockopt = SYS_setsockopt;
+        sigaltstack = SYS_sigaltstack;
+        socketpair = SYS_socketpair;
+        write = SYS_write;
+    }
+}
+
+/// What an argument of a call must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Argument {
+    /// Which, from 0.
+    pub place: u8,
+    /// In words.
+    pub words: &'static str,
+    /// What of its low 32 bits counts; the kernel looks at no others of these arguments.
+    pub mask: u32,
+    /// What that must be; or must not be, with `is_other`.
+    pub value: u32,
+    /// Whether it must be anything but `value`.
+    pub is_other: bool,
+}
+
+/// Something that is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is called in the tables, and by who takes it away.
+    pub name: &'static str,
+    /// Which call.
+    pub call: SystemCall,
+    /// With which arguments; each must be as it says.
+    pub arguments: &'static [Argument],
+    /// By which threads.
+    pub threads: &'static [Thread],
+    /// What for.
+    pub why: &'static str,
+}
+
+const EVERY: &[Thread] = &Thread::ALL;
+const LOOP: &[Thread] = &[Loop];
+const WORKER: &[Thread] = &[Worker];
+const RESET: &[Thread] = &[Reset];
+const LOOP_AND_WORKER: &[Thread] = &[Loop, Worker];
+const WORKER_AND_RESET: &[Thread] = &[Worker, Reset];
+
+const fn is(place: u8, words: &'static str, value: u32) -> Argument {
+    Argument { place, words, mask: u32::MAX, value, is_other: false }
+}
+
+const fn lacks(place: u8, words: &'static str, bits: u32) -> Argument {
+    Argument { place, words, mask: bits, value: 0, is_other: false }
+}
+
+const fn is_not(place: u8, words: &'static str, value: u32) -> Argument {
+    Argument { place, words, mask: u32::MAX, value, is_other: true }
+}
+
+/// Constants of C have the type that C gives them; their bits are what the kernel sees.
+const fn bits(constant: libc::c_int) -> u32 {
+    constant.cast_unsigned()
+}
+
+const NO_EXECUTION: Argument = lacks(2, "not PROT_EXEC", bits(libc::PROT_EXEC));
+const FOR_READING: &[Argument] = &[
+    is_not(0, "not AT_FDCWD", bits(libc::AT_FDCWD)),
+    lacks(
+        2,
+        "for reading, nothing is made",
+        bits(
+            libc::O_ACCMODE
+                | libc::O_CREAT
+                | libc::O_TRUNC
+                | libc::O_APPEND
+                | (libc::O_TMPFILE & !libc::O_DIRECTORY),
+        ),
+    ),
+];
+
+const fn socket_option(words: &'static str, option: libc::c_int) -> [Argument; 2] {
+    [is(1, "SOL_SOCKET", bits(libc::SOL_SOCKET)), is(2, words, bits(option))]
+}
+
+const SO_DOMAIN: [Argument; 2] = socket_option("SO_DOMAIN", libc::SO_DOMAIN);
+const SO_TYPE: [Argument; 2] = socket_option("SO_TYPE", libc::SO_TYPE);
+const SO_ACCEPTCONN: [Argument; 2] = socket_option("SO_ACCEPTCONN", libc::SO_ACCEPTCONN);
+const SO_PEERCRED: [Argument; 2] = socket_option("SO_PEERCRED", libc::SO_PEERCRED);
+
+macro_rules! entries {
+    ($($name:literal, $call:ident, $arguments:expr, $threads:ident, $why:literal;)*) => {
+        &[$(Entry { name: $name, call: system_call!($call), arguments: $arguments, threads: $threads, why: $why }),*]
+    };
+}
+
+/// The system calls but for the requests of devices and of the iommufd, which are in [`REQUESTS`].
+pub const CALLS: &[Entry] = entries! {
+    "read", read, &[], EVERY, "what other threads and the kernel have to tell; attributes of sysfs";
+    "write", write, &[], EVERY, "the log; telling other threads";
+    "close", close, &[], EVERY, "whatever was handed over, when it is not needed any more";
+    "pread64", pread64, &[], EVERY, "regions of devices; the header of a function in sysfs";
+    "pwrite64", pwrite64, &[], EVERY, "regions of devices";
+    "sendto", sendto, &[is(4, "no address", 0)], EVERY, "a signal, told to the loop by whichever thread got it";
+    "recvmsg", recvmsg, &[], LOOP, "messages";
+    "sendmsg", sendmsg, &[], LOOP, "replies and events";
+    "epoll_pwait", epoll_pwait, &[], LOOP, "waiting for messages";
+    "epoll_ctl", epoll_ctl, &[], LOOP, "what to wait for";
+    "accept4", accept4, &[], LOOP, "clients of listening sockets";
+    "futex", futex, &[], EVERY, "waiting for other threads";
+    "mmap", mmap, &[NO_EXECUTION], EVERY, "memory of our own; guest memory on a kernel without IOMMU_IOAS_MAP_FILE";
+    "munmap", munmap, &[], EVERY, "giving that back";
+    "mprotect", mprotect, &[NO_EXECUTION], EVERY, "a heap that grows";
+    "mremap", mremap, &[], EVERY, "a buffer that grows";
+    "madvise", madvise, &[], EVERY, "a heap that shrinks; the stack of a thread that ends";
+    "brk", brk, &[], EVERY, "a heap that grows";
+    "getrandom", getrandom, &[], EVERY, "the heap";
+    "clock_gettime", clock_gettime, &[], EVERY, "the time, where the kernel gives it no other way";
+    "fstat", fstat, &[], EVERY, "what kind of file was handed over";
+    "fcntl F_GETFD", fcntl, &[is(1, "F_GETFD", bits(libc::F_GETFD))], EVERY, "the standard library looks whether what it closes is open, in debug builds";
+    "fcntl F_GETFL", fcntl, &[is(1, "F_GETFL", bits(libc::F_GETFL))], LOOP, "whether memory is open for writing";
+    "fcntl F_GET_SEALS", fcntl, &[is(1, "F_GET_SEALS", bits(libc::F_GET_SEALS))], LOOP, "whether memory may shrink";
+    "fcntl F_DUPFD_CLOEXEC", fcntl, &[is(1, "F_DUPFD_CLOEXEC", bits(libc::F_DUPFD_CLOEXEC))], LOOP_AND_WORKER, "memory and eventfds that are kept";
+    "ioctl FIONBIO", ioctl, &[is(1, "FIONBIO", 0x5421)], LOOP, "sockets that were handed over do not block";
+    "getsockopt SO_DOMAIN", getsockopt, &SO_DOMAIN, LOOP, "what kind of socket was handed over";
+    "getsockopt SO_TYPE", getsockopt, &SO_TYPE, LOOP, "what kind of socket was handed over";
+    "getsockopt SO_ACCEPTCONN", getsockopt, &SO_ACCEPTCONN, LOOP, "whether it listens";
+    "getsockopt SO_PEERCRED", getsockopt, &SO_PEERCRED, LOOP, "who is at the other end";
+    "getpeername", getpeername, &[], LOOP, "whether a socket is connected";
+    "eventfd2", eventfd2, &[], WORKER, "errors and unplug requests of a new device";
+    "rt_sigreturn", rt_sigreturn, &[], EVERY, "the end of a signal";
+    "rt_sigprocmask", rt_sigprocmask, &[], EVERY, "a thread that ends";
+    "sigaltstack", sigaltstack, &[], EVERY, "a thread that ends";
+    "restart_syscall", restart_syscall, &[], EVERY, "waiting that was interrupted";
+    "exit", exit, &[], WORKER_AND_RESET, "a thread that ends";
+    "exit_group", exit_group, &[], EVERY, "the end";
+};
+
+/// The calls with which sysfs is read, where it may be.
+pub const SYSFS_CALLS: &[Entry] = entries! {
+    "openat", openat, FOR_READING, LOOP_AND_WORKER, "attributes of sysfs";
+    "readlinkat", readlinkat, &[], LOOP_AND_WORKER, "drivers and groups in sysfs";
+    "getdents64", getdents64, &[], LOOP_AND_WORKER, "members of groups in sysfs";
+    "newfstatat", newfstatat, &[], LOOP_AND_WORKER, "what is there in sysfs";
+};
+
+/// What a client of the model kernel needs besides: it asks on sockets.
+#[cfg(feature = "model")]
+pub const MODEL_CALLS: &[Entry] = entries! {
+    "model socketpair", socketpair, &[], EVERY, "the reply of the model kernel";
+    "model sendmsg", sendmsg, &[], WORKER_AND_RESET, "requests to the model kernel";
+    "model recvmsg", recvmsg, &[], WORKER_AND_RESET, "replies of the model kernel";
+    "model setsockopt", setsockopt, &[], EVERY, "how long the model kernel is waited for";
+    "model getsockopt", getsockopt, &SO_TYPE, WORKER_AND_RESET, "whether an open file is the model kernel's";
+    "model mmap", mmap, &[NO_EXECUTION], EVERY, "regions of the model kernel";
+};
+
+/// A request of devices or of the iommufd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Which.
+    pub ioctl: Ioctl,
+    /// By which threads.
+    pub threads: &'static [Thread],
+    /// Whether it is needed only to take in devices.
+    pub is_for_new_devices: bool,
+    /// What for.
+    pub why: &'static str,
+}
+
+const fn request(ioctl: Ioctl, threads: &'static [Thread], why: &'static str) -> Request {
+    Request { ioctl, threads, is_for_new_devices: false, why }
+}
+
+const fn for_new_devices(ioctl: Ioctl, threads: &'static [Thread], why: &'static str) -> Request {
+    Request { ioctl, threads, is_for_new_devices: true, why }
+}
+
+/// All requests. Those of legacy groups and containers are not among them, nor is `VFIO_IOAS`: without it 0x3b71 can mean
+/// nothing but a hot reset.
+pub const REQUESTS: &[Request] = &[
+    request(ioctl::DEVICE_SET_IRQS, EVERY, "interrupts"),
+    request(ioctl::DEVICE_GET_IRQ_INFO, LOOP, "what a client asks about interrupts"),
+    request(ioctl::DEVICE_GET_PCI_HOT_RESET_INFO, &[Loop, Reset], "who is reset along with a device"),
+    request(ioctl::DEVICE_RESET, RESET, "function resets"),
+    request(ioctl::DEVICE_PCI_HOT_RESET, RESET, "hot resets"),
+    request(ioctl::IOMMU_IOAS_MAP_FILE, WORKER, "guest memory"),
+    request(ioctl::IOMMU_IOAS_MAP, WORKER, "guest memory on a kernel without IOMMU_IOAS_MAP_FILE"),
+    request(ioctl::IOMMU_IOAS_UNMAP, WORKER, "guest memory that goes"),
+    request(ioctl::IOMMU_IOAS_IOVA_RANGES, EVERY, "what the IOMMU can map"),
+    request(ioctl::IOMMU_DESTROY, EVERY, "page tables and address spaces that go"),
+    request(ioctl::DEVICE_DETACH_IOMMUFD_PT, EVERY, "a device that goes"),
+    for_new_devices(ioctl::DEVICE_GET_INFO, WORKER, "what a new device has"),
+    for_new_devices(ioctl::DEVICE_GET_REGION_INFO, WORKER, "what a new device has"),
+    for_new_devices(ioctl::DEVICE_BIND_IOMMUFD, WORKER, "a new device"),
+    for_new_devices(ioctl::DEVICE_ATTACH_IOMMUFD_PT, WORKER, "a new device"),
+    for_new_devices(ioctl::IOMMU_HWPT_ALLOC, WORKER, "the page table of a new device"),
+    for_new_devices(ioctl::IOMMU_IOAS_ALLOC, LOOP, "the address space of the VM"),
+    for_new_devices(ioctl::IOMMU_OPTION, LOOP, "how pinned memory is accounted"),
+];
+
+/// What of sysfs is there in the empty root, below its own root.
+pub const SYSFS_SUBTREES: &[&str] =
+    &["devices", "bus/pci", "dev/char", "class/misc", "kernel/iommu_groups", "kernel/irq", "module/iommufd"];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_request_that_can_be_issued_is_somebodys() {
+        let allowed: BTreeSet<_> = REQUESTS.iter().map(|request| request.ioctl.number).collect();
+        let issued: BTreeSet<_> = ioctl::ALL.iter().map(|ioctl| ioctl.number).collect();
+        assert_eq!(allowed, issued);
+    }
+
+    #[test]
+    fn nothing_stands_in_a_table_twice() {
+        let names: Vec<_> = CALLS.iter().chain(SYSFS_CALLS).map(|entry| entry.name).collect();
+        let distinct: BTreeSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
+    }
+
+    #[test]
+    fn no_request_of_a_container_is_allowed_and_no_compatibility_address_space() {
+        for number in (0x3b64..=0x3b6a).chain([0x3b88]) {
+            assert!(REQUESTS.iter().all(|request| request.ioctl.number != number), "{number:#x}");
+        }
+    }
+}
