@@ -129,6 +129,15 @@ pub fn map(fd: BorrowedFd<'_>, position: u64, length: u64) -> Result<(OwnedFd, u
     ModelFile::of(fd).ok_or(Errno::NOTTY)?.map(position, length)
 }
 
+/// `pread` on a file of the model, as others do who hold a copy of it.
+///
+/// # Errors
+///
+/// The modelled kernel's errno; `ENOTTY` where the descriptor is none of the model's.
+pub fn read(fd: BorrowedFd<'_>, data: &mut [u8], position: u64) -> Result<usize, Errno> {
+    ModelFile::of(fd).ok_or(Errno::NOTTY)?.read(data, position)
+}
+
 /// An ioctl on a file of the model by its number and bytes, for what the rest of the crate never asks: what other users of
 /// a device do.
 ///
