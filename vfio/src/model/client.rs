@@ -13,6 +13,7 @@ use rustix::net::SocketType;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_type};
 
 use crate::model::wire::{self, Call, MAX_DATA, Reply};
+use crate::sys;
 use crate::topology::DeviceNumber;
 
 /// An open file of the model.
@@ -50,6 +51,9 @@ impl<'a> ModelFile<'a> {
         more: &[u8],
         descriptors: &[BorrowedFd<'_>],
     ) -> (Result<u32, Errno>, Vec<u8>) {
+        if let Err(errno) = sys::show_to_filters(self.0, number) {
+            return (Err(errno), Vec::new());
+        }
         let data = [argument as &[u8], more].concat();
         let Reply { outcome, data, .. } = match self.call(Call::Ioctl(number), &data, descriptors) {
             Ok(reply) => reply,
