@@ -57,7 +57,7 @@ pub(crate) fn start_up() -> Vec<Comparison> {
         CONTEST.medians([&mut || time_to_first_reply(&exchange), &mut || time_of_nothing()]);
     vec![Comparison {
         figure: Figure::Time(server),
-        other_name: "vfork + exec + wait",
+        other_name: "vfork + exec + wait".into(),
         other: Figure::Time(nothing),
         goal: Goal::Ratio(3.0),
     }]
