@@ -244,7 +244,6 @@ pub const MODEL_CALLS: &[Entry] = entries! {
     "model recvmsg", recvmsg, &[], WORKER_AND_RESET, "replies of the model kernel";
     "model setsockopt", setsockopt, &[], EVERY, "how long the model kernel is waited for";
     "model getsockopt", getsockopt, &SO_TYPE, WORKER_AND_RESET, "whether an open file is the model kernel's";
-    "model mmap", mmap, &[NO_EXECUTION], EVERY, "regions of the model kernel";
 };
 
 /// A request of devices or of the iommufd.
