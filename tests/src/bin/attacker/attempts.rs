@@ -11,6 +11,9 @@ use crate::attempt::{Attempt, SecondLine, Target, by_old_gate, raw};
 
 /// Numbers of system calls, as far as they are given out, and some more.
 pub(crate) const CALLS: RangeInclusive<libc::c_long> = 0..=600;
+/// Calls that the kernel lets through every filter, because it puts them into programs itself (`uretprobe` and `uprobe`): from
+/// anywhere else than from there they do nothing.
+pub(crate) const UNFILTERED: [libc::c_long; 2] = [335, 336];
 /// Requests of devices, legacy groups and containers, and iommufds, and some more.
 pub(crate) const REQUESTS: RangeInclusive<u32> = 0x3b64..=0x3b95;
 /// A descriptor that the process was started with, and that nobody named.
@@ -143,7 +146,7 @@ fn programs() -> Vec<Attempt> {
     };
     all.push(attempt("programs", "execve", RefusesWhatIsPossible, run));
     all.push(attempt("processes", "trace a sibling", RefusesWhatIsPossible, trace));
-    all.push(attempt("processes", "signal to a sibling", SecondLine::None, signal));
+    all.push(attempt("processes", "signal to a sibling", RefusesWhatIsPossible, signal));
     all
 }
 

@@ -64,7 +64,8 @@ fn sweep(thread: Thread, filters: &Filters) {
         let mut entries = CALLS.iter().chain(SYSFS_CALLS).filter(|entry| entry.call.number == number);
         entries.any(|entry| entry.threads.contains(&thread))
     };
-    for number in attempts::CALLS.filter(|number| !is_call(*number)) {
+    let is_filtered = |number: &libc::c_long| !is_call(*number) && !attempts::UNFILTERED.contains(number);
+    for number in attempts::CALLS.filter(is_filtered) {
         let outcome = child::try_in_child(thread, Some(filters), || attempts::call(number));
         println!("every call\t{number}\t{outcome}");
     }
