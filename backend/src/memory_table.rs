@@ -187,10 +187,20 @@ impl MemoryTable {
         MemoryChange { removed: missing(self, next), added: missing(next, self) }
     }
 
+    /// How many bytes it has in all.
+    pub fn size(&self) -> u64 {
+        size_of_all(&self.regions)
+    }
+
     /// The regions in ascending order of address.
     pub fn regions(&self) -> &[MemoryRegion] {
         &self.regions
     }
+}
+
+/// How many bytes these regions have in all.
+pub fn size_of_all(regions: &[MemoryRegion]) -> u64 {
+    regions.iter().fold(0, |total, region| total.saturating_add(region.size()))
 }
 
 #[cfg(test)]
