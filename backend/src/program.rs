@@ -12,9 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::device::DataFace;
 use crate::face::socket::FaceSocket;
-use crate::failure::Failure;
 use crate::host::{Host, HostArguments};
 use crate::logger;
 use crate::machine::Machine;
@@ -283,10 +281,7 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         server.machine().fix_devices();
     }
     for (cookie, socket) in faces {
-        let device = server.machine().device(cookie)?;
-        if device.face != DataFace::None {
-            return Err(Failure::already_served(device.function.address).into());
-        }
+        server.machine().unserved(cookie)?;
         server.machine().may_serve(cookie)?;
         server.serve_device(cookie, FaceSocket::from_fd(socket)?)?;
     }

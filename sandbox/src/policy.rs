@@ -276,7 +276,7 @@ pub const REQUESTS: &[Request] = &[
     request(ioctl::DEVICE_GET_PCI_HOT_RESET_INFO, &[Loop, Reset], "who is reset along with a device"),
     request(ioctl::DEVICE_RESET, RESET, "function resets"),
     request(ioctl::DEVICE_PCI_HOT_RESET, RESET, "hot resets"),
-    request(ioctl::IOMMU_IOAS_MAP_FILE, WORKER, "guest memory"),
+    request(ioctl::IOMMU_IOAS_MAP_FILE, LOOP_AND_WORKER, "guest memory, and whether the kernel has this"),
     request(ioctl::IOMMU_IOAS_MAP, WORKER, "guest memory on a kernel without IOMMU_IOAS_MAP_FILE"),
     request(ioctl::IOMMU_IOAS_UNMAP, WORKER, "guest memory that goes"),
     request(ioctl::IOMMU_IOAS_IOVA_RANGES, EVERY, "what the IOMMU can map"),

@@ -2,9 +2,13 @@
 
 //! A served PCI function: registers through vfio-user messages.
 
-use protocol::vfio_user::{Client, ClientError, IrqAction, IrqData, SetIrqs};
+use std::os::unix::net::UnixStream;
+
+use protocol::vfio_user::{Capabilities, Client, ClientError, IrqAction, IrqData, SetIrqs};
 use vfio::IrqIndex;
 use vfio::config_space::command;
+
+use crate::server_process::PATIENCE;
 
 /// Region number of the config space.
 const CONFIG: u32 = 7;
@@ -22,6 +26,14 @@ impl PciFunction {
     /// A function whose version exchange is done.
     pub const fn new(client: Client) -> Self {
         Self { client }
+    }
+
+    /// The function at the other end of a connection.
+    pub fn negotiated(stream: UnixStream) -> Self {
+        let mut client = Client::new(stream, PATIENCE);
+        let capabilities = Capabilities { max_msg_fds: Some(8), ..Capabilities::default() };
+        client.version(&capabilities).expect("vfio-user is negotiated");
+        Self::new(client)
     }
 
     /// Reads 4 bytes of a region.

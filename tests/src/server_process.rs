@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -87,6 +87,15 @@ impl ServerProcess {
             .fd_mappings(vec![FdMapping { parent_fd: far.into(), child_fd: CONTROL_FD }])
             .expect("one descriptor");
         (Self::spawn(command), near)
+    }
+
+    /// Starts a server that listens at `path`, for devices of `host`, with further arguments, and connects to it.
+    pub fn listening(host: &Host, path: &Path, arguments: &[&str]) -> (Self, UnixStream) {
+        let mut command = Command::new(server_binary());
+        command.args(host.arguments()).arg("--socket-path").arg(path).args(arguments);
+        let server = Self::spawn(command);
+        assert!(wait_until(|| UnixStream::connect(path).is_ok()), "nobody listens: {}", server.log());
+        (server, UnixStream::connect(path).expect("the server listens"))
     }
 
     /// Starts a server with a command line of the test's own.

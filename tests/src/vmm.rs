@@ -6,17 +6,15 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
 
 use protocol::extension::{Cookie, DeviceInfo, Face, IoasChoice, KernelFeatures};
-use protocol::vfio_user::{Capabilities, Client};
 use protocol::{ClientError, ControlClient};
 use vfio::PciAddress;
 
 use crate::guest_memory::GuestMemory;
 use crate::host::Host;
 use crate::pci_function::PciFunction;
-use crate::server_process::{PATIENCE, ServerProcess, server_binary, wait_until};
+use crate::server_process::{PATIENCE, ServerProcess};
 
 /// A VMM with its server.
 #[derive(Debug)]
@@ -50,12 +48,17 @@ impl Vmm {
 
     fn on_with_server(host: &Host, server: (ServerProcess, UnixStream)) -> Self {
         let iommufd = host.open_iommufd().expect("an iommufd");
-        let vmm = Self::with_address_space(server, iommufd, IoasChoice::Allocate);
-        Self { host: host.clone(), ..vmm }
+        Self::with_address_space_on(host, server, iommufd, IoasChoice::Allocate)
     }
 
     /// The same with an iommufd that is open already, and perhaps has an address space.
-    pub fn with_address_space(
+    pub fn with_address_space(server: (ServerProcess, UnixStream), iommufd: File, ioas: IoasChoice) -> Self {
+        Self::with_address_space_on(Host::current(), server, iommufd, ioas)
+    }
+
+    /// The same on another machine than the current one.
+    pub fn with_address_space_on(
+        host: &Host,
         (server, socket): (ServerProcess, UnixStream),
         iommufd: File,
         ioas: IoasChoice,
@@ -63,8 +66,7 @@ impl Vmm {
         let mut control = ControlClient::new(socket, PATIENCE);
         control.negotiate().expect("the extension is negotiated");
         let reply = control.set_iommufd(&iommufd, ioas).expect("the iommufd is taken");
-        let host = Host::current().clone();
-        Self { server, control, iommufd, kernel_features: reply.kernel_features, host }
+        Self { server, control, iommufd, kernel_features: reply.kernel_features, host: host.clone() }
     }
 
     /// The same with a server that listens at `path`, where more clients can connect.
@@ -74,12 +76,12 @@ impl Vmm {
 
     /// The same on another machine than the current one.
     pub fn listening_on(host: &Host, path: &Path) -> Self {
-        let mut command = Command::new(server_binary());
-        command.args(host.arguments()).arg("--socket-path").arg(path);
-        let server = ServerProcess::spawn(command);
-        assert!(wait_until(|| UnixStream::connect(path).is_ok()), "nobody listens: {}", server.log());
-        let socket = UnixStream::connect(path).expect("the server listens");
-        Self::on_with_server(host, (server, socket))
+        Self::listening_with(host, path, &[])
+    }
+
+    /// The same with more arguments for the server.
+    pub fn listening_with(host: &Host, path: &Path, arguments: &[&str]) -> Self {
+        Self::on_with_server(host, ServerProcess::listening(host, path, arguments))
     }
 
     /// Another control connection to the server of [`Self::listening`].
@@ -111,10 +113,7 @@ impl Vmm {
     pub fn open(&mut self, cookie: u64) -> PciFunction {
         let (near, far) = UnixStream::pair().expect("a socket pair");
         self.control.serve(Cookie(cookie), Face::VfioUser, far).expect("the face is served");
-        let mut client = Client::new(near, PATIENCE);
-        let capabilities = Capabilities { max_msg_fds: Some(8), ..Capabilities::default() };
-        client.version(&capabilities).expect("vfio-user is negotiated");
-        PciFunction::new(client)
+        PciFunction::negotiated(near)
     }
 }
 

@@ -122,6 +122,23 @@ pub(crate) fn call<T: Argument>(fd: impl AsFd, argument: &mut T) -> Result<u32, 
     outcome(result)
 }
 
+/// Shows a request of a modelled file to the filters of system calls, which would see it if the file were the kernel's: the
+/// socket that stands for the file knows no such request, and touches nothing.
+///
+/// # Errors
+///
+/// `EPERM`: a filter refuses it.
+#[cfg(feature = "model")]
+#[allow(clippy::cast_lossless)]
+pub(crate) fn show_to_filters(fd: BorrowedFd<'_>, number: u32) -> Result<(), Errno> {
+    let nothing = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: no address is passed, and sockets know no request with these numbers.
+    match outcome(unsafe { libc::ioctl(fd.as_raw_fd(), number as libc::Ioctl, nothing) }) {
+        Err(Errno::PERM) => Err(Errno::PERM),
+        _ => Ok(()),
+    }
+}
+
 /// A uapi structure whose bytes can be sent.
 ///
 /// # Safety

@@ -15,7 +15,6 @@ use protocol::vhost_user::MemoryRegion;
 use protocol::{ControlReply, ControlRequest, RequestNumber};
 
 use super::socket::FaceSocket;
-use crate::device::DataFace;
 use crate::failure::Failure;
 use crate::job::Job;
 use crate::machine::{Answer, Machine};
@@ -104,6 +103,18 @@ impl ControlSession {
                 | ControlRequest::Coordinate { .. }
                 | ControlRequest::Broker(_)
         )
+    }
+
+    /// Whether a request would be refused for the sake of what a closed connection leaves behind, so that it has to wait until
+    /// that is gone.
+    pub fn needs_withdrawal_of(gone: ConnectionId, request: &ControlRequest, machine: &Machine) -> bool {
+        match request {
+            ControlRequest::SetIommufd { .. } | ControlRequest::AddDevice { .. } => true,
+            ControlRequest::SetMemoryTable(_)
+            | ControlRequest::AddMemoryRegion(_)
+            | ControlRequest::RemoveMemoryRegion(_) => machine.has_memory_of(gone),
+            _ => false,
+        }
     }
 
     /// The device that a request needs at rest: while that is being reset, it has to wait.
@@ -258,13 +269,11 @@ fn accept_face(
     socket: OwnedFd,
     machine: &Machine,
 ) -> Result<FaceSocket, Failure> {
-    let device = machine.device(cookie)?;
+    machine.device(cookie)?;
     if face == Face::VhostUser {
         return Err(Failure::no_vhost_user_face());
     }
-    if device.face != DataFace::None {
-        return Err(Failure::already_served(device.function.address));
-    }
+    machine.unserved(cookie)?;
     machine.may_serve(cookie)?;
     FaceSocket::from_fd(socket)
 }

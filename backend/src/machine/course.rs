@@ -3,6 +3,7 @@
 //! The reset engine in the machine: what has happened goes in, what is to be done comes out.
 
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,12 +13,14 @@ use protocol::extension::{
     ResetProgress, ResetReport,
 };
 use rustix::io::Errno;
+use vfio::Sysfs;
 
 use super::Machine;
 use crate::failure::Failure;
 use crate::reset::engine::{
     Access, Action, Announcement, AuditOutcome, Event, Loss, RequestId, ResetId, Rung, Verdict,
 };
+use crate::reset::report;
 use crate::reset::step::Step;
 
 /// What the loop has to do because of the resets.
@@ -29,7 +32,7 @@ pub enum Effect {
     Answer(RequestId, Result<ResetReport, Failure>),
     /// A device was sanitized, or must not be served.
     Sanitized(RequestId, Result<(), Failure>),
-    /// What was held off for the sake of a device is to be tried again.
+    /// What was held off for the sake of a reset is to be tried again.
     AccessChanged,
     /// For the broker.
     TellBroker(MemberMessage),
@@ -100,6 +103,14 @@ impl Machine {
         self.devices.contains_key(&cookie) && matches!(self.access(cookie), Access::HeldOff | Access::Busy)
     }
 
+    /// Whether the device behind a descriptor is of a set that is being reset: the kernel would not bind it before that is
+    /// over. Not so where the descriptor is no device's.
+    pub fn is_set_in_reset(&self, device: BorrowedFd<'_>) -> bool {
+        let number = Sysfs::character_device(device).ok().flatten();
+        let address = number.and_then(|number| self.sysfs.function_of_cdev(number).ok());
+        address.is_some_and(|address| self.engine.holds(report::wire_address(address)))
+    }
+
     /// Somebody waits for the device, to take it back.
     pub fn want_back(&mut self, cookie: Cookie) {
         self.drive(Event::WantedBack(cookie));
@@ -157,6 +168,10 @@ impl Machine {
             }
             Action::TellBroker(message) => Effect::TellBroker(message),
             Action::Announce(reset, announcement) => {
+                // A function that is not ours yet may be waited for, too.
+                if let Announcement::Done { .. } | Announcement::Failed { .. } = announcement {
+                    self.effects.push(Effect::AccessChanged);
+                }
                 let event = self.announce(reset, announcement);
                 Effect::Event(EventKinds::RESETS, ServerRequest::Reset(event))
             }

@@ -9,9 +9,8 @@ use crate::reset::group::ResetGroup;
 use crate::reset::report;
 
 impl Machine {
-    /// How each device's group is.
-    pub fn groups(&mut self) -> Vec<GroupEvent> {
-        self.look_at_groups();
+    /// How each device's group was when it was last looked at.
+    pub fn known_groups(&self) -> Vec<GroupEvent> {
         self.known_groups.iter().map(|(cookie, reason)| self.group_event(*cookie, *reason)).collect()
     }
 

@@ -191,6 +191,11 @@ impl Machine {
         Ok(Job::ChangeMemory { address_space: self.take_address_space()?, next })
     }
 
+    /// Whether the memory table in force is the connection's.
+    pub fn has_memory_of(&self, connection: ConnectionId) -> bool {
+        self.memory_owner == Some(Owner::Connection(connection))
+    }
+
     /// Everything that `connection` handed over goes with it. `None` where that is nothing.
     pub fn withdraw(&mut self, connection: ConnectionId) -> Option<Job> {
         let owner = Owner::Connection(connection);
@@ -298,6 +303,15 @@ impl Machine {
     /// A device by its name.
     pub fn device(&self, cookie: Cookie) -> Result<&HeldDevice, Failure> {
         self.devices.get(&cookie).ok_or_else(|| Failure::unknown_device(cookie.0))
+    }
+
+    /// A device by its name that has no data face.
+    pub fn unserved(&self, cookie: Cookie) -> Result<&HeldDevice, Failure> {
+        let device = self.device(cookie)?;
+        match device.face {
+            DataFace::None => Ok(device),
+            _ => Err(Failure::already_served(device.function.address)),
+        }
     }
 
     /// A device by its name, to be changed.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use protocol::extension::{
     Cookie, DEFAULT_RESET_DEADLINE, Generation, LONGEST_ATTEMPT, MAX_PAGE_ROWS, ResetGroupPage,
-    ResetGroupRow, ResetReport, ResetWish,
+    ResetGroupRow, ResetPolicy, ResetReport, ResetWish,
 };
 use vfio::hot_reset::AffectedFunction;
 use vfio::{Ownership, PciAddress};
@@ -132,6 +132,8 @@ impl Machine {
             id,
             device: cookie,
             policy,
+            // Nobody has asked for the siblings.
+            reach: self.policies.reach.min(ResetPolicy::Group),
             occasion,
             who,
             when,

@@ -25,12 +25,19 @@ pub(super) struct Channel {
     /// What the loop knows its socket by.
     token: Token,
     events: EventKinds,
+    /// Whether it has yet to be told how each group is.
+    is_new_to_groups: bool,
     poll: Option<Duration>,
     /// When the groups are looked at next, if they are.
     polls_at: Option<Instant>,
 }
 
 impl Channel {
+    /// Whether it is told of events of this kind.
+    fn hears(&self, kind: EventKinds) -> bool {
+        self.events.contains(kind) && !(kind == EventKinds::GROUPS && self.is_new_to_groups)
+    }
+
     /// Sends a request whole; fails if the client does not read.
     fn send(&mut self, request: &ServerRequest) -> bool {
         let (number, body) = request.encode();
@@ -84,7 +91,9 @@ impl Server {
         connection.watch_for(Interest::Read)?;
         self.endpoints.insert(token, Endpoint::Channel(client));
         let events = EventKinds::default();
-        self.channels.insert(client, Channel { connection, token, events, poll: None, polls_at: None });
+        let channel =
+            Channel { connection, token, events, is_new_to_groups: false, poll: None, polls_at: None };
+        self.channels.insert(client, channel);
         Ok(())
     }
 
@@ -99,13 +108,7 @@ impl Server {
         channel.events = events;
         channel.poll = poll.filter(|_| has_groups).map(|poll| poll.max(SHORTEST_POLL));
         channel.polls_at = channel.poll.map(|poll| Instant::now() + poll);
-        if has_groups {
-            // What others have not been told yet they are told now, too: one look serves all.
-            self.tell_of_groups();
-            for event in self.machine.groups() {
-                self.send_to(client, &ServerRequest::GroupChanged(event));
-            }
-        }
+        channel.is_new_to_groups = has_groups;
         Ok(())
     }
 
@@ -128,10 +131,7 @@ impl Server {
 
     /// Tells those who have subscribed to it.
     pub(super) fn publish(&mut self, kind: EventKinds, request: &ServerRequest) {
-        let has_subscribed = |(_, channel): &(&Token, &Channel)| channel.events.contains(kind);
-        let clients: Vec<_> =
-            self.channels.iter().filter(has_subscribed).map(|(client, _)| *client).collect();
-        for client in clients {
+        for client in self.clients(|channel| channel.hears(kind)) {
             self.send_to(client, request);
         }
     }
@@ -144,35 +144,48 @@ impl Server {
         }
     }
 
-    /// Looks at the groups, if somebody wants to know, because this process has done something or the time has come.
+    /// Looks at the groups, if somebody wants to know, because this process has done something or the time has come. Not
+    /// while a job is in flight: the kernel would not answer before a device is bound.
     pub(super) fn watch_groups(&mut self) {
         let watches = |channel: &Channel| channel.events.contains(EventKinds::GROUPS);
-        if !self.channels.values().any(watches) {
+        if self.in_flight.is_some() || !self.channels.values().any(watches) {
             return;
         }
         let now = Instant::now();
-        let mut is_due = self.machine.have_groups_changed();
+        let newcomers = self.clients(|channel| channel.is_new_to_groups);
+        let mut is_due = self.machine.have_groups_changed() || !newcomers.is_empty();
         for channel in self.channels.values_mut() {
             if channel.polls_at.is_some_and(|at| at <= now) {
                 is_due = true;
                 channel.polls_at = channel.poll.map(|poll| now + poll);
             }
         }
-        if is_due {
-            self.tell_of_groups();
+        if !is_due {
+            return;
         }
-    }
-
-    fn tell_of_groups(&mut self) {
         for event in self.machine.changed_groups() {
             let GroupEvent { cookie, reason, .. } = event;
             log::info!("event=group-changed cookie={:#x} reason={reason:?}", cookie.0);
             self.publish(EventKinds::GROUPS, &ServerRequest::GroupChanged(event));
         }
+        for client in newcomers {
+            for event in self.machine.known_groups() {
+                self.send_to(client, &ServerRequest::GroupChanged(event));
+            }
+            if let Some(channel) = self.channels.get_mut(&client) {
+                channel.is_new_to_groups = false;
+            }
+        }
     }
 
-    /// When the groups are to be looked at.
+    /// The clients with such a channel.
+    fn clients(&self, wanted: impl Fn(&Channel) -> bool) -> Vec<Token> {
+        self.channels.iter().filter(|(_, channel)| wanted(channel)).map(|(client, _)| *client).collect()
+    }
+
+    /// When the groups are to be looked at, as far as that can be.
     pub(super) fn polls_at(&self) -> Option<Instant> {
-        self.channels.values().filter_map(|channel| channel.polls_at).min()
+        let polls = self.channels.values().filter_map(|channel| channel.polls_at);
+        polls.min().filter(|_| self.in_flight.is_none())
     }
 }

@@ -2,6 +2,8 @@
 
 //! The loop's part of the control face: receive a request, hand it to the session, send the reply.
 
+use std::os::fd::AsFd;
+
 use protocol::extension::{Cookie, Failure as Sentences};
 use protocol::{ControlReply, ControlRequest, Frame, ReceiveError, RequestNumber, VhostUserHeader};
 
@@ -37,7 +39,7 @@ impl Server {
         }
     }
 
-    /// Carries a request out, unless it has to wait for the job in flight.
+    /// Carries a request out, unless it has to wait for the job in flight, or for what a closed connection leaves behind.
     pub(super) fn start_control(
         &mut self,
         token: Token,
@@ -45,10 +47,27 @@ impl Server {
         header: VhostUserHeader,
         request: ControlRequest,
     ) {
-        if self.is_busy() && ControlSession::has_to_wait(&request) {
-            peer.held = Some((header, request));
-            self.waiting.push_back(token);
-            return self.keep_control(token, peer);
+        let takes_place = self
+            .withdrawals
+            .iter()
+            .find(|gone| ControlSession::needs_withdrawal_of(**gone, &request, &self.machine));
+        match takes_place {
+            // That waits for a reset itself.
+            Some(gone) if !self.machine.in_reset_of(*gone).is_empty() => {
+                return self.hold_off(token, peer, header, request);
+            }
+            None if self.in_flight.is_none() || !ControlSession::has_to_wait(&request) => {}
+            _ => {
+                peer.held = Some((header, request));
+                self.waiting.push_back(token);
+                return self.keep_control(token, peer);
+            }
+        }
+        if let ControlRequest::AddDevice { device, .. } = &request
+            && self.machine.is_set_in_reset(device.as_fd())
+        {
+            // The bind would wait in the kernel, and whatever needs the worker behind it.
+            return self.hold_off(token, peer, header, request);
         }
         let in_reset = ControlSession::device_at_rest(&request);
         if let Some(cookie) = in_reset.filter(|cookie| self.machine.is_in_reset(*cookie)) {
@@ -91,7 +110,7 @@ impl Server {
     fn wait_for_reset(
         &mut self,
         token: Token,
-        mut peer: ControlPeer,
+        peer: ControlPeer,
         header: VhostUserHeader,
         request: ControlRequest,
         cookie: Cookie,
@@ -105,6 +124,17 @@ impl Server {
             let refused = Failure::being_reset(device.function.address);
             return self.reply_control(token, peer, header, &refused.into());
         }
+        self.hold_off(token, peer, header, request);
+    }
+
+    /// The request is tried again when a reset is over.
+    fn hold_off(
+        &mut self,
+        token: Token,
+        mut peer: ControlPeer,
+        header: VhostUserHeader,
+        request: ControlRequest,
+    ) {
         peer.held = Some((header, request));
         self.held_off.push(token);
         self.keep_control(token, peer);

@@ -214,10 +214,19 @@ impl Server {
         self.is_terminated || self.lifelines.iter().any(|token| !self.endpoints.contains_key(token))
     }
 
-    /// Whether a request that needs the whole machine has to wait: for a job, or for what a closed connection leaves
-    /// behind.
-    fn is_busy(&self) -> bool {
-        self.in_flight.is_some() || !self.withdrawals.is_empty()
+    /// The next closed connection whose devices are at rest.
+    fn next_withdrawal(&mut self) -> Option<ConnectionId> {
+        for (place, connection) in self.withdrawals.iter().enumerate() {
+            let in_reset = self.machine.in_reset_of(*connection);
+            if in_reset.is_empty() {
+                return self.withdrawals.remove(place);
+            }
+            // Perhaps the kernel puts the reset off for who waits for just these devices.
+            for cookie in in_reset {
+                self.machine.want_back(cookie);
+            }
+        }
+        None
     }
 
     /// An endpoint leaves the table while it is served, and comes back if it stays.
@@ -348,16 +357,7 @@ impl Server {
     fn proceed(&mut self) {
         self.carry_out_effects();
         while self.in_flight.is_none() {
-            if let Some(connection) = self.withdrawals.front().copied() {
-                let in_reset = self.machine.in_reset_of(connection);
-                if !in_reset.is_empty() {
-                    // Perhaps the kernel puts the reset off for who waits for just these devices.
-                    for cookie in in_reset {
-                        self.machine.want_back(cookie);
-                    }
-                    break;
-                }
-                self.withdrawals.pop_front();
+            if let Some(connection) = self.next_withdrawal() {
                 if let Some(job) = self.machine.withdraw(connection) {
                     self.close_faces_of_removed();
                     self.submit(job, Asker::Nobody);

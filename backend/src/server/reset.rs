@@ -77,10 +77,11 @@ impl Server {
     fn hand_out(&mut self, handout: Handout, verdict: Result<(), Failure>) {
         match handout {
             Handout::Serve(token, header, cookie, socket) => {
-                let serve = |()| self.serve_device(cookie, socket);
-                let served = verdict
-                    .map(serve)
-                    .and_then(|served| served.map_err(|error| Failure::face_not_set_up(&error)));
+                // Meanwhile it may have been removed, or given to somebody else.
+                let granted = verdict.and_then(|()| self.machine.unserved(cookie).map(drop));
+                let served = granted.and_then(|()| {
+                    self.serve_device(cookie, socket).map_err(|error| Failure::face_not_set_up(&error))
+                });
                 let reply = served.map_or_else(ControlReply::from, |()| ControlReply::Done);
                 if let Some(Endpoint::Control(mut peer)) = self.endpoints.remove(&token) {
                     peer.is_served_by_job = false;

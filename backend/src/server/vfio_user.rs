@@ -40,7 +40,7 @@ impl Server {
     ) {
         let cookie = peer.session.cookie();
         let is_held = self.machine.is_held(cookie);
-        if is_held || self.is_busy() && peer.session.has_to_wait(&request, &self.machine) {
+        if is_held || self.in_flight.is_some() && peer.session.has_to_wait(&request, &self.machine) {
             peer.held = Some((header, request));
             self.waiting.push_back(token);
             return self.keep_vfio_user(token, peer);

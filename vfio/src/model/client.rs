@@ -13,6 +13,7 @@ use rustix::net::SocketType;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_type};
 
 use crate::model::wire::{self, Call, MAX_DATA, Reply};
+use crate::sys;
 use crate::topology::DeviceNumber;
 
 /// An open file of the model.
@@ -50,6 +51,9 @@ impl<'a> ModelFile<'a> {
         more: &[u8],
         descriptors: &[BorrowedFd<'_>],
     ) -> (Result<u32, Errno>, Vec<u8>) {
+        if let Err(errno) = sys::show_to_filters(self.0, number) {
+            return (Err(errno), Vec::new());
+        }
         let data = [argument as &[u8], more].concat();
         let Reply { outcome, data, .. } = match self.call(Call::Ioctl(number), &data, descriptors) {
             Ok(reply) => reply,
@@ -127,6 +131,15 @@ pub fn is_open_file(fd: BorrowedFd<'_>) -> bool {
 /// `EINVAL` where the range cannot be mapped; `ENOTTY` where the descriptor is none of the model's.
 pub fn map(fd: BorrowedFd<'_>, position: u64, length: u64) -> Result<(OwnedFd, u64), Errno> {
     ModelFile::of(fd).ok_or(Errno::NOTTY)?.map(position, length)
+}
+
+/// `pread` on a file of the model, as others do who hold a copy of it.
+///
+/// # Errors
+///
+/// The modelled kernel's errno; `ENOTTY` where the descriptor is none of the model's.
+pub fn read(fd: BorrowedFd<'_>, data: &mut [u8], position: u64) -> Result<usize, Errno> {
+    ModelFile::of(fd).ok_or(Errno::NOTTY)?.read(data, position)
 }
 
 /// An ioctl on a file of the model by its number and bytes, for what the rest of the crate never asks: what other users of

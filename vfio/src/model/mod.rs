@@ -41,7 +41,7 @@ mod system_call;
 pub mod topology;
 mod wire;
 
-pub use client::{ioctl, is_open_file, map, open};
+pub use client::{ioctl, is_open_file, map, open, read};
 pub use fault::Fault;
 pub use machine::{Machine, run};
 pub use order::Order;

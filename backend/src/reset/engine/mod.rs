@@ -190,6 +190,11 @@ impl Engine {
         self.devices.get(&device).map_or(Access::Lost, |device| device.access)
     }
 
+    /// Whether a reset of the function's set is under way, be the function ours or not.
+    pub fn holds(&self, function: PciAddress) -> bool {
+        self.resets.values().any(|reset| reset.holds(function))
+    }
+
     /// What state the device was left in, if there is one of this name.
     pub fn condition(&self, device: Cookie) -> Option<&Condition> {
         self.devices.get(&device).map(|device| &device.condition)

@@ -41,6 +41,8 @@ pub struct Sanitization {
     pub device: Cookie,
     /// How strictly.
     pub policy: Sanitizing,
+    /// How far the reset may reach.
+    pub reach: ResetPolicy,
     /// When.
     pub occasion: Occasion,
     /// For whom it is, or who had it.
@@ -109,14 +111,14 @@ pub enum AuditOutcome {
 }
 
 impl Sanitization {
-    /// The request that it comes to. It spares siblings that are in use.
+    /// The request that it comes to.
     pub(super) fn asker(self, now: Instant) -> Asker {
         let request = Request {
             id: self.id,
             device: self.device,
             method: None,
             demand: Demand::Clean,
-            policy: ResetPolicy::Group,
+            policy: self.reach,
             vm: None,
             deadline: self.deadline,
         };

@@ -91,7 +91,7 @@ pub(super) type Parts = (RequestNumber, Vec<u8>, Vec<OwnedFd>);
 impl ControlMessage {
     /// What it takes to agree on the extension.
     pub(super) const NEGOTIATION: [Self; 2] =
-        [Self::SetProtocolFeatures { taken_away: 0 }, Self::Version { minor: 0 }];
+        [Self::SetProtocolFeatures { taken_away: 0 }, Self::Version { minor: 1 }];
 
     /// What it is made of. What a client would need for it first happens on the way: nodes are opened, sockets made.
     pub(super) fn parts(&self, world: &mut World) -> Parts {

@@ -3,6 +3,7 @@
 //! A session: what clients, a host and a hostile kernel do to the real server on a modelled machine. Nothing may panic or
 //! wait for ever, and in the end nothing is left: no descriptor, no thread, no device, no mapping.
 
+mod channel_message;
 mod control_message;
 mod data_message;
 mod descriptor;

@@ -21,7 +21,8 @@ use vfio::{Device, Iommufd, PciAddress, UnboundDevice};
 use vhost_device_vfio_tests::guest_memory::memfd;
 use vhost_device_vfio_tests::host::Host;
 
-use super::control_message::ControlMessage;
+use super::channel_message::Message;
+use super::control_message::{ControlMessage, Parts};
 use super::data_message::DataMessage;
 use super::flaw::Flaw;
 use super::liar::{self, Lie};
@@ -47,7 +48,7 @@ pub(super) enum Step {
     /// It goes, whatever it was about.
     Disconnect(u8),
     /// It sends something.
-    Control { client: u8, message: ControlMessage, flaw: Option<Flaw>, hurries: bool },
+    Control { client: u8, message: Message, flaw: Option<Flaw>, hurries: bool },
     /// Somebody comes to a listening face.
     ConnectFace(u8),
     /// A client of a face goes.
@@ -99,6 +100,8 @@ pub(super) struct World {
     /// Where listening faces are found.
     listening: [Option<PathBuf>; FACES],
     sockets: u32,
+    /// The near ends of server channels. Nobody reads there.
+    channels: [Option<UnixStream>; CLIENTS],
     iommufds: [Option<OwnedFd>; 2],
     cdev: Option<OwnedFd>,
     /// What functions say that is not so.
@@ -123,6 +126,7 @@ impl World {
             faces: [const { None }; FACES],
             listening: [const { None }; FACES],
             sockets: 0,
+            channels: [const { None }; CLIENTS],
             iommufds: [const { None }; 2],
             cdev: None,
             lies: lies.into(),
@@ -139,13 +143,13 @@ impl World {
             Step::Connect(client) => {
                 self.connect(*client);
                 for message in &ControlMessage::NEGOTIATION {
-                    self.send_control(*client, message, None, true);
+                    self.send_control(*client, |world| message.parts(world), None, true);
                 }
             }
             Step::ConnectSilently(client) => self.connect(*client),
             Step::Disconnect(client) => self.clients[usize::from(*client) % CLIENTS] = None,
             Step::Control { client, message, flaw, hurries } => {
-                self.send_control(*client, message, flaw.as_ref(), *hurries);
+                self.send_control(*client, |world| message.parts(world), flaw.as_ref(), *hurries);
             }
             Step::ConnectFace(face) => self.connect_face(*face),
             Step::DisconnectFace(face) => self.faces[usize::from(*face) % FACES] = None,
@@ -179,10 +183,16 @@ impl World {
         self.faces[face] = stream.map(Peer::new);
     }
 
-    fn send_control(&mut self, client: u8, message: &ControlMessage, flaw: Option<&Flaw>, hurries: bool) {
+    fn send_control(
+        &mut self,
+        client: u8,
+        message: impl FnOnce(&mut Self) -> Parts,
+        flaw: Option<&Flaw>,
+        hurries: bool,
+    ) {
         let client = usize::from(client) % CLIENTS;
         let Some(mut peer) = self.clients[client].take() else { return };
-        let (number, body, descriptors) = message.parts(self);
+        let (number, body, descriptors) = message(self);
         let descriptors = self.spoil_descriptors(descriptors, flaw);
         let header = VhostUserHeader::request(number, true);
         let sent = peer.send(header, body, &descriptors, flaw);
@@ -273,6 +283,18 @@ impl World {
         let listener = UnixListener::bind(&path).expect("a free path");
         self.listening[face] = Some(path);
         listener.into()
+    }
+
+    /// The server's end of a server channel. Its other end is kept until there is another one, or is gone at once.
+    pub(super) fn server_channel(&mut self, which: u8, is_kept: bool) -> OwnedFd {
+        let (near, far) = UnixStream::pair().expect("a socket pair");
+        self.channels[usize::from(which) % CLIENTS] = Some(near).filter(|_| is_kept);
+        far.into()
+    }
+
+    /// Where a function is, as the protocol has it.
+    pub(super) fn wire_address(&self, place: u8) -> protocol::extension::PciAddress {
+        vhost_device_vfio::reset::report::wire_address(self.function(place))
     }
 
     fn take_host(&mut self, step: HostStep) {

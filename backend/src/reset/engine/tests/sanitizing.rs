@@ -4,19 +4,29 @@ use std::time::SystemTime;
 
 use super::*;
 
-fn sanitize(desk: &mut Desk, device: u64, policy: Sanitizing) -> (Verdict, AuditRecord) {
-    desk.last_request += 1;
-    desk.tell(Event::Sanitize(Sanitization {
-        id: RequestId(desk.last_request),
+fn sanitization(desk: &Desk, device: u64, policy: Sanitizing, occasion: Occasion) -> Sanitization {
+    Sanitization {
+        id: RequestId(desk.last_request + 1),
         device: Cookie(device),
         policy,
-        occasion: Occasion::HandOut,
+        reach: ResetPolicy::Group,
+        occasion,
         who: "vm-17".to_owned(),
         when: SystemTime::UNIX_EPOCH,
         deadline: Deadline::at(desk.now + Duration::from_mins(1)),
-    }));
+    }
+}
+
+fn sanitize_within(desk: &mut Desk, sanitization: Sanitization) -> (Verdict, AuditRecord) {
+    desk.last_request += 1;
+    desk.tell(Event::Sanitize(sanitization));
     desk.run();
     desk.sanitized.pop().expect("there is no record")
+}
+
+fn sanitize(desk: &mut Desk, device: u64, policy: Sanitizing) -> (Verdict, AuditRecord) {
+    let sanitization = sanitization(desk, device, policy, Occasion::HandOut);
+    sanitize_within(desk, sanitization)
 }
 
 #[test]
@@ -90,21 +100,25 @@ fn sanitizing_spares_a_sibling_in_use() {
 #[test]
 fn a_device_that_is_lost_is_not_sanitized() {
     let mut desk = Desk::with_group(1);
-    desk.tell(Event::Sanitize(Sanitization {
-        id: RequestId(1),
-        device: Cookie(1),
-        policy: Sanitizing::Required,
-        occasion: Occasion::HandBack,
-        who: "vm-17".to_owned(),
-        when: SystemTime::UNIX_EPOCH,
-        deadline: Deadline::at(desk.now + Duration::from_mins(1)),
-    }));
+    let sanitization = sanitization(&desk, 1, Sanitizing::Required, Occasion::HandBack);
+    desk.tell(Event::Sanitize(sanitization));
     desk.run_to_attempt();
     desk.step();
     desk.refuse(Errno::IO);
     let (verdict, record) = desk.sanitized.pop().unwrap();
     assert_eq!(verdict, Verdict::Refuse);
     assert!(matches!(record.outcome, AuditOutcome::NotReset(Refusal::Lost(_))), "{record:?}");
+}
+
+#[test]
+fn a_device_whose_siblings_must_not_be_reset_is_not_sanitized_with_them() {
+    let mut desk = Desk::with_group(2);
+    let alone = Sanitization {
+        reach: ResetPolicy::Function,
+        ..sanitization(&desk, 1, Sanitizing::Required, Occasion::HandOut)
+    };
+    let (verdict, _) = sanitize_within(&mut desk, alone);
+    assert_eq!((verdict, desk.attempts.len()), (Verdict::Refuse, 0));
 }
 
 #[test]
