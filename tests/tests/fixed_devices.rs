@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A server of what it inherited, and nothing else: `--fixed-devices`. That its filters are narrower is shown by
-//! `sandbox::seccomp`'s tests, and that they are wide enough on a real kernel by first-light.
+//! A server of what it inherited, and nothing else: `--fixed-devices`. Requests to the model kernel pass the filters as those to
+//! a real one do.
 
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
@@ -13,6 +13,8 @@ use command_fds::{CommandFdExt, FdMapping};
 use protocol::ControlClient;
 use protocol::extension::{Cookie, IoasChoice, ResetMethod, ResetOutcome};
 use rustix::io::Errno;
+use sandbox::{Filters, Scope, Violation};
+use vfio::{Iommufd, UnboundDevice};
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
 use vhost_device_vfio_tests::host::ModelledMachine;
 use vhost_device_vfio_tests::server_process::{PATIENCE, ServerProcess, server_binary};
@@ -47,6 +49,28 @@ fn fixed_devices_are_all_that_is_served() {
     assert_eq!(refusal(client.set_iommufd(&iommufd, IoasChoice::Allocate)), refused);
     assert_eq!(refusal(client.add_device(Cookie(2), device)), refused);
     assert_eq!(client.list_devices().unwrap(), [DEVICE]);
+}
+
+/// What a thread gets that has the worker's filter and binds a device.
+fn bind_with_filter(machine: &ModelledMachine, new_devices: bool) -> Result<(), Errno> {
+    let host = machine.host();
+    let iommufd = Iommufd::from_fd(host.open_iommufd().unwrap().into(), &host.sysfs()).unwrap();
+    let cdev = host.open_cdev("0000:01:00.0".parse().unwrap()).unwrap();
+    let device = UnboundDevice::from_fd(cdev.into(), &host.sysfs()).unwrap();
+    let sysfs = host.sysfs();
+    let filters = Filters::compile(Scope { sysfs: true, new_devices, violation: Violation::Refuse }).unwrap();
+    let confined = std::thread::spawn(move || {
+        filters.install(sandbox::Thread::Worker).unwrap();
+        device.bind(&iommufd, &sysfs).map(drop).map_err(|error| error.call.errno)
+    });
+    confined.join().unwrap()
+}
+
+#[test]
+fn where_devices_are_fixed_the_worker_cannot_bind_one() {
+    let machine = ModelledMachine::start("edu-pair");
+    assert_eq!(bind_with_filter(&machine, false), Err(Errno::PERM));
+    assert_eq!(bind_with_filter(&machine, true), Ok(()));
 }
 
 #[test]
