@@ -270,6 +270,24 @@ mod tests {
         }
     }
 
+    /// Sums that wrap around would pass for small ones.
+    #[test]
+    fn no_address_size_and_offset_overflow() {
+        const FILE: u64 = 16 * PAGE;
+        let edges = [0, PAGE, FILE, 1 << 32, 1 << 63, u64::MAX - 2 * PAGE + 1, u64::MAX - PAGE + 1, u64::MAX];
+        let sizes_and_offsets = edges.map(|size| edges.map(|offset| (size, offset))).concat();
+        for (address, (size, offset)) in edges.into_iter().flat_map(|address| {
+            sizes_and_offsets.iter().map(move |size_and_offset| (address, *size_and_offset))
+        }) {
+            let made = MemoryRegion::new(GuestAddress(address), size, offset, memfd(FILE, SealFlags::SHRINK));
+            let is_whole = [address, size, offset].iter().all(|value| value.is_multiple_of(PAGE));
+            let is_in_file = u128::from(offset) + u128::from(size) <= FILE.into();
+            let has_end = u128::from(address) + u128::from(size) <= u64::MAX.into();
+            let is_good = is_whole && size > 0 && is_in_file && has_end;
+            assert_eq!(made.is_ok(), is_good, "{size:#x} at {address:#x} from {offset:#x}");
+        }
+    }
+
     #[test]
     fn overlapping_regions_are_refused() {
         let table = MemoryTable::from_regions([region(0, 4)]).unwrap();

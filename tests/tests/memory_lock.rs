@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The limit of locked memory: what is told where it does not suffice.
+//! The limit of locked memory: what is told where it does not suffice. And what tables that change again and again leave behind.
 
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
@@ -68,4 +68,23 @@ fn memory_that_other_servers_of_the_user_have_locked_is_told() {
         format!("at least {} bytes and what the other processes need", 3 * MIB),
     ];
     expect_refusal(&mut second, 3 * MIB, &parts);
+}
+
+#[test]
+fn repeated_tables_leave_nothing_behind() {
+    let machine = ModelledMachine::start("edu-pair");
+    let mut vmm = Vmm::on(&machine.host());
+    vmm.add(1, "0000:01:00.0").unwrap();
+    let memories = [GuestMemory::new(0, MIB), GuestMemory::new(0, 2 * MIB), GuestMemory::new(MIB, MIB)];
+    let mut change_tables = |rounds: usize| {
+        for memory in memories.iter().cycle().take(3 * rounds) {
+            vmm.map(memory).unwrap();
+        }
+        let usage = (vmm.server.open_files(), machine.host().pinned_memory_of(vmm.server.id()));
+        (usage, vmm.server.resident_memory())
+    };
+    let (before, memory_before) = change_tables(50);
+    let (after, memory_after) = change_tables(1000);
+    assert_eq!(after, before, "descriptors and pinned memory");
+    assert!(memory_after < memory_before + (1 << 20), "{memory_after} bytes after {memory_before}");
 }

@@ -46,7 +46,7 @@ impl Session {
         assert!(wait_until(|| UnixStream::connect(&path).is_ok()), "nobody listens: {}", server.log());
         let mut client = ControlClient::new(UnixStream::connect(&path).unwrap(), PATIENCE);
         client.negotiate().unwrap();
-        client.set_iommufd(&host.open_iommufd().unwrap(), IoasChoice::Allocate).unwrap();
+        client.set_iommufd(host.open_iommufd().unwrap(), IoasChoice::Allocate).unwrap();
         Self { client, host, server, path, _folder: folder }
     }
 
