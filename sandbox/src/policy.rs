@@ -74,7 +74,6 @@ mod numbers {
         futex = SYS_futex;
         getdents64 = SYS_getdents64;
         getpeername = SYS_getpeername;
-        getrandom = SYS_getrandom;
         getsockopt = SYS_getsockopt;
         ioctl = SYS_ioctl;
         madvise = SYS_madvise;
@@ -89,7 +88,6 @@ mod numbers {
         read = SYS_read;
         readlinkat = SYS_readlinkat;
         recvmsg = SYS_recvmsg;
-        restart_syscall = SYS_restart_syscall;
         rt_sigprocmask = SYS_rt_sigprocmask;
         rt_sigreturn = SYS_rt_sigreturn;
         sendmsg = SYS_sendmsg;
@@ -116,6 +114,41 @@ pub struct Argument {
     pub is_other: bool,
 }
 
+/// What would notice that something is not allowed which is needed. `policy-proof` among the tests' programs sees to it that it
+/// does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Witness {
+    /// A test of first light, whose server is killed.
+    FirstLight {
+        /// The devices.
+        topology: &'static str,
+        /// The kernel, modelled or real.
+        kernel: &'static str,
+        /// Whether only a real one shows it.
+        needs_real_kernel: bool,
+        /// The test.
+        test: &'static str,
+    },
+    /// None; and why the entry stays.
+    Untestable(&'static str),
+}
+
+const fn on(topology: &'static str, test: &'static str) -> Witness {
+    Witness::FirstLight { topology, kernel: "7.3", needs_real_kernel: false, test }
+}
+
+const fn on_6_12(topology: &'static str, test: &'static str) -> Witness {
+    Witness::FirstLight { topology, kernel: "6.12", needs_real_kernel: false, test }
+}
+
+const fn on_real_kernel(topology: &'static str, test: &'static str) -> Witness {
+    Witness::FirstLight { topology, kernel: "7.3", needs_real_kernel: true, test }
+}
+
+const fn untestable(why: &'static str) -> Witness {
+    Witness::Untestable(why)
+}
+
 /// Something that is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -129,6 +162,8 @@ pub struct Entry {
     pub threads: &'static [Thread],
     /// What for.
     pub why: &'static str,
+    /// What fails without.
+    pub test: Witness,
 }
 
 const EVERY: &[Thread] = &Thread::ALL;
@@ -181,70 +216,67 @@ const SO_ACCEPTCONN: [Argument; 2] = socket_option("SO_ACCEPTCONN", libc::SO_ACC
 const SO_PEERCRED: [Argument; 2] = socket_option("SO_PEERCRED", libc::SO_PEERCRED);
 
 macro_rules! entries {
-    ($($name:literal, $call:ident, $arguments:expr, $threads:ident, $why:literal;)*) => {
-        &[$(Entry { name: $name, call: system_call!($call), arguments: $arguments, threads: $threads, why: $why }),*]
+    ($($name:literal, $call:ident, $arguments:expr, $threads:ident, $why:literal, $test:expr;)*) => {
+        &[$(Entry { name: $name, call: system_call!($call), arguments: $arguments, threads: $threads, why: $why, test: $test }),*]
     };
 }
 
 /// The system calls but for the requests of devices and of the iommufd, which are in [`REQUESTS`].
 pub const CALLS: &[Entry] = entries! {
-    "read", read, &[], EVERY, "what other threads and the kernel have to tell; attributes of sysfs";
-    "write", write, &[], EVERY, "the log; telling other threads";
-    "close", close, &[], EVERY, "whatever was handed over, when it is not needed any more";
-    "pread64", pread64, &[], EVERY, "regions of devices; the header of a function in sysfs";
-    "pwrite64", pwrite64, &[], EVERY, "regions of devices";
-    "sendto", sendto, &[is(4, "no address", 0)], EVERY, "a signal, told to the loop by whichever thread got it";
-    "recvmsg", recvmsg, &[], LOOP, "messages";
-    "sendmsg", sendmsg, &[], LOOP, "replies and events";
-    "epoll_pwait", epoll_pwait, &[], LOOP, "waiting for messages";
-    "epoll_ctl", epoll_ctl, &[], LOOP, "what to wait for";
-    "accept4", accept4, &[], LOOP, "clients of listening sockets";
-    "futex", futex, &[], EVERY, "waiting for other threads";
-    "mmap", mmap, &[NO_EXECUTION], EVERY, "memory of our own; guest memory on a kernel without IOMMU_IOAS_MAP_FILE";
-    "munmap", munmap, &[], EVERY, "giving that back";
-    "mprotect", mprotect, &[NO_EXECUTION], EVERY, "a heap that grows";
-    "mremap", mremap, &[], EVERY, "a buffer that grows";
-    "madvise", madvise, &[], EVERY, "a heap that shrinks; the stack of a thread that ends";
-    "brk", brk, &[], EVERY, "a heap that grows";
-    "getrandom", getrandom, &[], EVERY, "the heap";
-    "clock_gettime", clock_gettime, &[], EVERY, "the time, where the kernel gives it no other way";
-    "fstat", fstat, &[], EVERY, "what kind of file was handed over";
-    "fcntl F_GETFD", fcntl, &[is(1, "F_GETFD", bits(libc::F_GETFD))], EVERY, "the standard library looks whether what it closes is open, in debug builds";
-    "fcntl F_GETFL", fcntl, &[is(1, "F_GETFL", bits(libc::F_GETFL))], LOOP, "whether memory is open for writing";
-    "fcntl F_GET_SEALS", fcntl, &[is(1, "F_GET_SEALS", bits(libc::F_GET_SEALS))], LOOP, "whether memory may shrink";
-    "fcntl F_DUPFD_CLOEXEC", fcntl, &[is(1, "F_DUPFD_CLOEXEC", bits(libc::F_DUPFD_CLOEXEC))], LOOP_AND_WORKER, "memory and eventfds that are kept";
-    "ioctl FIONBIO", ioctl, &[is(1, "FIONBIO", 0x5421)], LOOP, "sockets that were handed over do not block";
-    "getsockopt SO_DOMAIN", getsockopt, &SO_DOMAIN, LOOP, "what kind of socket was handed over";
-    "getsockopt SO_TYPE", getsockopt, &SO_TYPE, LOOP, "what kind of socket was handed over";
-    "getsockopt SO_ACCEPTCONN", getsockopt, &SO_ACCEPTCONN, LOOP, "whether it listens";
-    "getsockopt SO_PEERCRED", getsockopt, &SO_PEERCRED, LOOP, "who is at the other end";
-    "getpeername", getpeername, &[], LOOP, "whether a socket is connected";
-    "eventfd2", eventfd2, &[], WORKER, "errors and unplug requests of a new device";
-    "rt_sigreturn", rt_sigreturn, &[], EVERY, "the end of a signal";
-    "rt_sigprocmask", rt_sigprocmask, &[], EVERY, "a thread that ends";
-    "sigaltstack", sigaltstack, &[], EVERY, "a thread that ends";
-    "restart_syscall", restart_syscall, &[], EVERY, "waiting that was interrupted";
-    "exit", exit, &[], WORKER_AND_RESET, "a thread that ends";
-    "exit_group", exit_group, &[], EVERY, "the end";
+    "read", read, &[], LOOP_AND_WORKER, "what other threads and the kernel have to tell; attributes of sysfs", on("edu-pair", "devices_are_described");
+    "write", write, &[], EVERY, "the log; telling other threads", on("edu-pair", "devices_are_described");
+    "close", close, &[], EVERY, "whatever was handed over, when it is not needed any more", on("edu-pair", "devices_are_described");
+    "pread64", pread64, &[], EVERY, "regions of devices; the header of a function in sysfs", on("edu-pair", "devices_are_described");
+    "pwrite64", pwrite64, &[], EVERY, "regions of devices", on_real_kernel("edu-pair", "dma_arrives_in_guest_memory");
+    "sendto", sendto, &[is(4, "no address", 0)], EVERY, "a signal, told to the loop by whichever thread got it", on("edu-pair", "sigterm_ends_the_server_at_once");
+    "recvmsg", recvmsg, &[], LOOP, "messages", on("edu-pair", "devices_are_described");
+    "sendmsg", sendmsg, &[], LOOP, "replies and events", on("edu-pair", "devices_are_described");
+    "epoll_pwait", epoll_pwait, &[], LOOP, "waiting for messages", on("edu-pair", "devices_are_described");
+    "epoll_ctl", epoll_ctl, &[], LOOP, "what to wait for", on("edu-pair", "devices_are_described");
+    "accept4", accept4, &[], LOOP, "clients of listening sockets", on("edu-pair", "a_listening_face_takes_one_client_after_the_other");
+    "futex", futex, &[], EVERY, "waiting for other threads", on("edu-pair", "devices_are_described");
+    "mmap", mmap, &[NO_EXECUTION], EVERY, "memory of our own; guest memory on a kernel without IOMMU_IOAS_MAP_FILE", on_6_12("edu-pair", "dma_arrives_in_guest_memory");
+    "munmap", munmap, &[], EVERY, "giving that back", on("edu-pair", "sigterm_ends_the_server_at_once");
+    "mprotect", mprotect, &[NO_EXECUTION], EVERY, "a heap that grows", untestable("the heap of a thread grows so, and how large it is depends on the build");
+    "mremap", mremap, &[], EVERY, "a buffer that grows", untestable("the heap does so from 128 KiB on, or not, by its own choice");
+    "madvise", madvise, &[], EVERY, "a heap that shrinks; the stack of a thread that ends", on("edu-pair", "a_reset_that_waits_hinders_nobody_and_ends_with_the_server");
+    "brk", brk, &[], EVERY, "a heap that grows", on("edu-pair", "a_listening_face_takes_one_client_after_the_other");
+    "clock_gettime", clock_gettime, &[], EVERY, "the time, where the kernel gives it no other way", untestable("there is a way without a call on every machine that tests run on, but not on one with an unstable clock");
+    "fstat", fstat, &[], EVERY, "what kind of file was handed over", on("edu-pair", "devices_are_described");
+    "fcntl F_GETFD", fcntl, &[is(1, "F_GETFD", bits(libc::F_GETFD))], EVERY, "the standard library looks whether what it closes is open, in debug builds", on("edu-pair", "devices_are_described");
+    "fcntl F_GETFL", fcntl, &[is(1, "F_GETFL", bits(libc::F_GETFL))], LOOP, "whether memory is open for writing", on("edu-pair", "dma_arrives_in_guest_memory");
+    "fcntl F_GET_SEALS", fcntl, &[is(1, "F_GET_SEALS", bits(libc::F_GET_SEALS))], LOOP, "whether memory may shrink", on("edu-pair", "dma_arrives_in_guest_memory");
+    "fcntl F_DUPFD_CLOEXEC", fcntl, &[is(1, "F_DUPFD_CLOEXEC", bits(libc::F_DUPFD_CLOEXEC))], LOOP_AND_WORKER, "memory and eventfds that are kept", on("edu-pair", "intx_is_silent_while_masked");
+    "ioctl FIONBIO", ioctl, &[is(1, "FIONBIO", 0x5421)], LOOP, "sockets that were handed over do not block", on("edu-pair", "dma_arrives_in_guest_memory");
+    "getsockopt SO_DOMAIN", getsockopt, &SO_DOMAIN, LOOP, "what kind of socket was handed over", on("edu-pair", "a_face_needs_a_unix_stream");
+    "getsockopt SO_TYPE", getsockopt, &SO_TYPE, LOOP, "what kind of socket was handed over", on("edu-pair", "a_face_needs_a_unix_stream");
+    "getsockopt SO_ACCEPTCONN", getsockopt, &SO_ACCEPTCONN, LOOP, "whether it listens", on("edu-pair", "a_face_needs_a_unix_stream");
+    "getsockopt SO_PEERCRED", getsockopt, &SO_PEERCRED, LOOP, "who is at the other end", on("edu-pair", "an_msi_signals_its_eventfd");
+    "getpeername", getpeername, &[], LOOP, "whether a socket is connected", on("edu-pair", "a_face_needs_a_unix_stream");
+    "eventfd2", eventfd2, &[], WORKER, "errors and unplug requests of a new device", on("edu-pair", "devices_are_described");
+    "rt_sigreturn", rt_sigreturn, &[], EVERY, "the end of a signal", on("edu-pair", "sigterm_ends_the_server_at_once");
+    "rt_sigprocmask", rt_sigprocmask, &[], EVERY, "a thread that ends", on("edu-pair", "sigterm_ends_the_server_at_once");
+    "sigaltstack", sigaltstack, &[], EVERY, "a thread that ends", on("edu-pair", "sigterm_ends_the_server_at_once");
+    "exit", exit, &[], WORKER_AND_RESET, "a thread that ends", on("edu-pair", "sigterm_ends_the_server_at_once");
+    "exit_group", exit_group, &[], LOOP, "the end", on("edu-pair", "sigterm_ends_the_server_at_once");
 };
 
 /// The calls with which sysfs is read, where it may be.
 pub const SYSFS_CALLS: &[Entry] = entries! {
-    "openat", openat, FOR_READING, LOOP_AND_WORKER, "attributes of sysfs";
-    "readlinkat", readlinkat, &[], LOOP_AND_WORKER, "drivers and groups in sysfs";
-    "getdents64", getdents64, &[], LOOP_AND_WORKER, "members of groups in sysfs";
-    "newfstatat", newfstatat, &[], LOOP_AND_WORKER, "what is there in sysfs";
+    "openat", openat, FOR_READING, LOOP_AND_WORKER, "attributes of sysfs", on("edu-pair", "devices_are_described");
+    "readlinkat", readlinkat, &[], LOOP_AND_WORKER, "drivers and groups in sysfs", on("edu-pair", "devices_are_described");
+    "getdents64", getdents64, &[], LOOP_AND_WORKER, "members of groups in sysfs", on("edu-pair", "devices_are_described");
+    "newfstatat", newfstatat, &[], LOOP_AND_WORKER, "what is there in sysfs", on("edu-pair", "devices_are_described");
 };
 
 /// What a client of the model kernel needs besides: it asks on sockets.
 #[cfg(feature = "model")]
 pub const MODEL_CALLS: &[Entry] = entries! {
-    "model socketpair", socketpair, &[], EVERY, "the reply of the model kernel";
-    "model sendmsg", sendmsg, &[], WORKER_AND_RESET, "requests to the model kernel";
-    "model recvmsg", recvmsg, &[], WORKER_AND_RESET, "replies of the model kernel";
-    "model setsockopt", setsockopt, &[], EVERY, "how long the model kernel is waited for";
-    "model getsockopt", getsockopt, &SO_TYPE, WORKER_AND_RESET, "whether an open file is the model kernel's";
-    "model mmap", mmap, &[NO_EXECUTION], EVERY, "regions of the model kernel";
+    "model socketpair", socketpair, &[], EVERY, "the reply of the model kernel", untestable("no release has it");
+    "model sendmsg", sendmsg, &[], WORKER_AND_RESET, "requests to the model kernel", untestable("no release has it");
+    "model recvmsg", recvmsg, &[], WORKER_AND_RESET, "replies of the model kernel", untestable("no release has it");
+    "model setsockopt", setsockopt, &[], EVERY, "how long the model kernel is waited for", untestable("no release has it");
+    "model getsockopt", getsockopt, &SO_TYPE, WORKER_AND_RESET, "whether an open file is the model kernel's", untestable("no release has it");
 };
 
 /// A request of devices or of the iommufd.
@@ -258,37 +290,124 @@ pub struct Request {
     pub is_for_new_devices: bool,
     /// What for.
     pub why: &'static str,
+    /// What fails without.
+    pub test: Witness,
 }
 
-const fn request(ioctl: Ioctl, threads: &'static [Thread], why: &'static str) -> Request {
-    Request { ioctl, threads, is_for_new_devices: false, why }
+const fn request(ioctl: Ioctl, threads: &'static [Thread], why: &'static str, test: Witness) -> Request {
+    Request { ioctl, threads, is_for_new_devices: false, why, test }
 }
 
-const fn for_new_devices(ioctl: Ioctl, threads: &'static [Thread], why: &'static str) -> Request {
-    Request { ioctl, threads, is_for_new_devices: true, why }
+const fn for_new_devices(
+    ioctl: Ioctl,
+    threads: &'static [Thread],
+    why: &'static str,
+    test: Witness,
+) -> Request {
+    Request { ioctl, threads, is_for_new_devices: true, why, test }
 }
 
 /// All requests. Those of legacy groups and containers are not among them, nor is `VFIO_IOAS`: without it 0x3b71 can mean
 /// nothing but a hot reset.
 pub const REQUESTS: &[Request] = &[
-    request(ioctl::DEVICE_SET_IRQS, EVERY, "interrupts"),
-    request(ioctl::DEVICE_GET_IRQ_INFO, LOOP, "what a client asks about interrupts"),
-    request(ioctl::DEVICE_GET_PCI_HOT_RESET_INFO, &[Loop, Reset], "who is reset along with a device"),
-    request(ioctl::DEVICE_RESET, RESET, "function resets"),
-    request(ioctl::DEVICE_PCI_HOT_RESET, RESET, "hot resets"),
-    request(ioctl::IOMMU_IOAS_MAP_FILE, LOOP_AND_WORKER, "guest memory, and whether the kernel has this"),
-    request(ioctl::IOMMU_IOAS_MAP, WORKER, "guest memory on a kernel without IOMMU_IOAS_MAP_FILE"),
-    request(ioctl::IOMMU_IOAS_UNMAP, WORKER, "guest memory that goes"),
-    request(ioctl::IOMMU_IOAS_IOVA_RANGES, EVERY, "what the IOMMU can map"),
-    request(ioctl::IOMMU_DESTROY, EVERY, "page tables and address spaces that go"),
-    request(ioctl::DEVICE_DETACH_IOMMUFD_PT, EVERY, "a device that goes"),
-    for_new_devices(ioctl::DEVICE_GET_INFO, WORKER, "what a new device has"),
-    for_new_devices(ioctl::DEVICE_GET_REGION_INFO, WORKER, "what a new device has"),
-    for_new_devices(ioctl::DEVICE_BIND_IOMMUFD, WORKER, "a new device"),
-    for_new_devices(ioctl::DEVICE_ATTACH_IOMMUFD_PT, WORKER, "a new device"),
-    for_new_devices(ioctl::IOMMU_HWPT_ALLOC, WORKER, "the page table of a new device"),
-    for_new_devices(ioctl::IOMMU_IOAS_ALLOC, LOOP, "the address space of the VM"),
-    for_new_devices(ioctl::IOMMU_OPTION, LOOP, "how pinned memory is accounted"),
+    request(ioctl::DEVICE_SET_IRQS, EVERY, "interrupts", on("edu-pair", "an_msi_signals_its_eventfd")),
+    request(
+        ioctl::DEVICE_GET_IRQ_INFO,
+        LOOP,
+        "what a client asks about interrupts",
+        on("edu-pair", "a_client_is_told_how_many_interrupts_there_are"),
+    ),
+    request(
+        ioctl::DEVICE_GET_PCI_HOT_RESET_INFO,
+        &[Loop, Reset],
+        "who is reset along with a device",
+        on("edu-pair", "both_functions_of_the_pair_are_ours"),
+    ),
+    request(ioctl::DEVICE_RESET, RESET, "function resets", on("edu-igb", "function_reset_is_preferred")),
+    request(
+        ioctl::DEVICE_PCI_HOT_RESET,
+        RESET,
+        "hot resets",
+        on("edu-pair", "a_hot_reset_leaves_quiet_devices"),
+    ),
+    request(
+        ioctl::IOMMU_IOAS_MAP_FILE,
+        LOOP_AND_WORKER,
+        "guest memory, and whether the kernel has this",
+        on("edu-pair", "dma_arrives_in_guest_memory"),
+    ),
+    request(
+        ioctl::IOMMU_IOAS_MAP,
+        WORKER,
+        "guest memory on a kernel without IOMMU_IOAS_MAP_FILE",
+        on_6_12("edu-pair", "dma_arrives_in_guest_memory"),
+    ),
+    request(
+        ioctl::IOMMU_IOAS_UNMAP,
+        WORKER,
+        "guest memory that goes",
+        on("edu-pair", "regions_come_and_go_one_by_one"),
+    ),
+    request(
+        ioctl::IOMMU_IOAS_IOVA_RANGES,
+        LOOP_AND_WORKER,
+        "what the IOMMU can map",
+        on("edu-pair", "devices_are_described"),
+    ),
+    request(
+        ioctl::IOMMU_DESTROY,
+        LOOP_AND_WORKER,
+        "page tables and address spaces that go",
+        on("edu-pair", "closing_the_connection_frees_the_devices"),
+    ),
+    request(
+        ioctl::DEVICE_DETACH_IOMMUFD_PT,
+        LOOP_AND_WORKER,
+        "a device that goes",
+        on("edu-pair", "a_removed_device_can_be_used_again"),
+    ),
+    for_new_devices(
+        ioctl::DEVICE_GET_INFO,
+        WORKER,
+        "what a new device has",
+        on("edu-pair", "devices_are_described"),
+    ),
+    for_new_devices(
+        ioctl::DEVICE_GET_REGION_INFO,
+        WORKER,
+        "what a new device has",
+        on("edu-pair", "devices_are_described"),
+    ),
+    for_new_devices(
+        ioctl::DEVICE_BIND_IOMMUFD,
+        WORKER,
+        "a new device",
+        on("edu-pair", "devices_are_described"),
+    ),
+    for_new_devices(
+        ioctl::DEVICE_ATTACH_IOMMUFD_PT,
+        WORKER,
+        "a new device",
+        on("edu-pair", "devices_are_described"),
+    ),
+    for_new_devices(
+        ioctl::IOMMU_HWPT_ALLOC,
+        WORKER,
+        "the page table of a new device",
+        on("edu-pair", "devices_are_described"),
+    ),
+    for_new_devices(
+        ioctl::IOMMU_IOAS_ALLOC,
+        LOOP,
+        "the address space of the VM",
+        on("edu-pair", "devices_are_described"),
+    ),
+    for_new_devices(
+        ioctl::IOMMU_OPTION,
+        LOOP,
+        "how pinned memory is accounted",
+        on("edu-pair", "devices_are_described"),
+    ),
 ];
 
 /// What of sysfs is there in the empty root, below its own root.

@@ -76,7 +76,9 @@ fn compile(thread: Thread, scope: Scope) -> Result<BpfProgram, FilterError> {
         source: source.into(),
     };
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for entry in entries(scope).filter(|entry| entry.threads.contains(&thread)) {
+    let is_allowed =
+        |name: &str, threads: &[Thread]| threads.contains(&thread) && !is_taken_away(name, thread);
+    for entry in entries(scope).filter(|entry| is_allowed(entry.name, entry.threads)) {
         let rules = rules.entry(entry.call.number).or_default();
         if !entry.arguments.is_empty() {
             let conditions = entry.arguments.iter().map(condition).collect::<Result<_, _>>();
@@ -84,7 +86,7 @@ fn compile(thread: Thread, scope: Scope) -> Result<BpfProgram, FilterError> {
         }
     }
     let ioctls = rules.entry(libc::SYS_ioctl).or_default();
-    for request in requests(scope).filter(|request| request.threads.contains(&thread)) {
+    for request in requests(scope).filter(|request| is_allowed(request.ioctl.name, request.threads)) {
         // The kernel looks at the low 32 bits only.
         let condition = equal(1, request.ioctl.number).map_err(failed)?;
         ioctls.push(SeccompRule::new(vec![condition]).map_err(failed)?);
@@ -102,27 +104,30 @@ fn compile(thread: Thread, scope: Scope) -> Result<BpfProgram, FilterError> {
 fn entries(scope: Scope) -> impl Iterator<Item = &'static Entry> {
     let sysfs = if scope.sysfs { SYSFS_CALLS } else { &[] };
     #[cfg(feature = "model")]
-    let more = crate::policy::MODEL_CALLS;
+    let more = if is_named("model") { &[] } else { crate::policy::MODEL_CALLS };
     #[cfg(not(feature = "model"))]
     let more: &[Entry] = &[];
-    CALLS.iter().chain(sysfs).chain(more).filter(|entry| !is_taken_away(entry.name))
+    CALLS.iter().chain(sysfs).chain(more)
 }
 
 fn requests(scope: Scope) -> impl Iterator<Item = &'static Request> {
-    REQUESTS
-        .iter()
-        .filter(move |request| scope.new_devices || !request.is_for_new_devices)
-        .filter(|request| !is_taken_away(request.ioctl.name))
+    REQUESTS.iter().filter(move |request| scope.new_devices || !request.is_for_new_devices)
 }
 
-/// Whether a test wants to see what needs this entry.
+/// Whether a test wants to see what needs this entry: it names it, or `NAME/THREAD` for one kind of thread. By `model` it takes
+/// away what no server without the model has.
 #[cfg(feature = "model")]
-fn is_taken_away(name: &str) -> bool {
+fn is_taken_away(name: &str, thread: Thread) -> bool {
+    is_named(name) || is_named(&format!("{name}/{}", thread.name()))
+}
+
+#[cfg(feature = "model")]
+fn is_named(name: &str) -> bool {
     std::env::var("VHOST_DEVICE_VFIO_WITHOUT").is_ok_and(|taken| taken == name)
 }
 
 #[cfg(not(feature = "model"))]
-const fn is_taken_away(_: &str) -> bool {
+const fn is_taken_away(_: &str, _: Thread) -> bool {
     false
 }
 

@@ -84,6 +84,11 @@ impl PciFunction {
         self.set_command(command::MEMORY | command::BUS_MASTER);
     }
 
+    /// How many interrupts of this kind there are.
+    pub fn irq_count(&mut self, index: IrqIndex) -> u32 {
+        self.client.irq_info(index.number()).expect("the interrupts are described").count
+    }
+
     /// Changes vectors, from vector 0 on.
     pub fn set_irqs(&mut self, index: IrqIndex, action: IrqAction, count: u32, data: IrqData) {
         let change = SetIrqs { index: index.number(), start: 0, count, action, data };

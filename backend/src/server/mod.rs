@@ -265,8 +265,10 @@ impl Server {
             }
             Endpoint::ResetThreads(finished) => {
                 self.endpoints.insert(token, Endpoint::ResetThreads(finished));
-                while let Some(event) = self.reset_threads.outcome() {
-                    self.machine.step_done(event);
+                while let Some(events) = self.reset_threads.outcome() {
+                    for event in events {
+                        self.machine.step_done(event);
+                    }
                 }
             }
             Endpoint::Notice(cookie, kind, eventfd) => {

@@ -2,6 +2,7 @@
 
 //! One line of output: a figure, the figure it is compared with, the ratio of the two, the goal.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub(crate) enum Goal {
     Difference(Duration),
     /// A figure of at most so many MiB.
     Mebibytes(u32),
+    /// A figure of at most so many milliseconds.
+    Milliseconds(u32),
     /// Nothing: the comparison is there to understand the others.
     None,
 }
@@ -55,6 +58,7 @@ impl fmt::Display for Goal {
             Self::Ratio(ratio) => write!(f, "ratio <= {ratio}"),
             Self::Difference(time) => write!(f, "difference <= {}", Figure::Time(*time)),
             Self::Mebibytes(size) => write!(f, "figure <= {size} MiB"),
+            Self::Milliseconds(time) => write!(f, "figure <= {time} ms"),
             Self::None => f.write_str("-"),
         }
     }
@@ -64,7 +68,7 @@ impl fmt::Display for Goal {
 #[derive(Debug)]
 pub(crate) struct Comparison {
     pub(crate) figure: Figure,
-    pub(crate) other_name: &'static str,
+    pub(crate) other_name: Cow<'static, str>,
     pub(crate) other: Figure,
     pub(crate) goal: Goal,
 }

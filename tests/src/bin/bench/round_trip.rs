@@ -26,7 +26,12 @@ const GOAL: Goal = Goal::Ratio(1.3);
 const DEVICE: Cookie = Cookie(1);
 
 fn compare(server: Duration, other_name: &'static str, other: Duration, goal: Goal) -> Comparison {
-    Comparison { figure: Figure::Time(server), other_name, other: Figure::Time(other), goal }
+    Comparison {
+        figure: Figure::Time(server),
+        other_name: other_name.into(),
+        other: Figure::Time(other),
+        goal,
+    }
 }
 
 /// A VMM whose server has the first device, the socket of its control face, and the VMM's own copy of the device.

@@ -59,9 +59,9 @@ pub(crate) fn start_up() -> Vec<Comparison> {
         &mut || time_to_first_reply(&exchange, &["--sandbox", "none"]),
         &mut || time_to_first_reply(&exchange, &["--sysfs", "off"]),
     ]);
-    let compare = |other_name, other, goal| Comparison {
+    let compare = |other_name: &'static str, other, goal| Comparison {
         figure: Figure::Time(server),
-        other_name,
+        other_name: other_name.into(),
         other: Figure::Time(other),
         goal,
     };

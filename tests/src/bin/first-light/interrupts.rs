@@ -22,6 +22,15 @@ fn armed(index: IrqIndex) -> (Vmm, PciFunction, Interrupt) {
     (vmm, function, interrupt)
 }
 
+pub(crate) fn a_client_is_told_how_many_interrupts_there_are() {
+    let mut vmm = Vmm::start();
+    vmm.add(1, FIRST).unwrap();
+    let mut function = vmm.open(1);
+    assert_eq!(function.irq_count(IrqIndex::Intx), 1);
+    assert_eq!(function.irq_count(IrqIndex::Msi), 1);
+    assert_eq!(function.irq_count(IrqIndex::Msix), 0, "edu has none");
+}
+
 pub(crate) fn an_msi_signals_its_eventfd() {
     let (_vmm, mut function, interrupt) = armed(IrqIndex::Msi);
     let mut edu = Edu::new(&mut function);
