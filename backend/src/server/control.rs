@@ -165,9 +165,11 @@ impl Server {
         reply: &ControlReply,
     ) {
         let request = header.request;
-        if let ControlReply::Refused { errno, failure } = reply {
+        if let ControlReply::Refused { errno, failure } = reply
+            && let Some(number) = peer.refusals.note()
+        {
             log::warn!(
-                "event=refused connection={} request={request} errno={} reason=\"{failure}\"",
+                "event=refused connection={} number={number} request={request} errno={} reason=\"{failure}\"",
                 token.0,
                 errno.raw_os_error()
             );
@@ -175,7 +177,7 @@ impl Server {
         peer.session.note(request, reply);
         let is_answered = request.is_always_answered() || peer.session.acknowledges(header.needs_reply());
         if is_answered && peer.send(VhostUserHeader::reply(request), &reply.encode(request)).is_err() {
-            return self.close_control(token);
+            return self.close_control(token, &peer);
         }
         self.keep_control(token, peer);
     }
@@ -186,7 +188,7 @@ impl Server {
             Ok(()) => drop(self.endpoints.insert(token, Endpoint::Control(peer))),
             Err(errno) => {
                 log::error!("event=watch-failed connection={} errno={}", token.0, errno.raw_os_error());
-                self.close_control(token);
+                self.close_control(token, &peer);
             }
         }
     }
@@ -200,11 +202,12 @@ impl Server {
             // The peer may be gone: then there is nobody to tell.
             let _ = peer.send(VhostUserHeader::reply(request), &failure.refusal(error.errno()));
         }
-        self.close_control(token);
+        self.close_control(token, &peer);
     }
 
     /// What a closed connection handed over is withdrawn as soon as the job in flight allows.
-    fn close_control(&mut self, token: Token) {
+    fn close_control(&mut self, token: Token, peer: &ControlPeer) {
+        peer.refusals.log_the_rest(token);
         log::info!("event=control-closed connection={}", token.0);
         self.close_channel(token);
         self.withdrawals.push_back(ConnectionId(token.0));

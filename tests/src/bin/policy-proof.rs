@@ -62,8 +62,8 @@ impl Place {
         command.env("TESTVM_TOPOLOGY", topology).env("TESTVM_KERNEL", kernel).env(WITHOUT, taken);
         let output =
             command.args(["--exact", test]).stderr(Stdio::null()).output().expect("first-light runs");
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains("running 1 test"), "there is no test `{test}` with {topology}: {text}");
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(printed.contains("running 1 test"), "there is no test `{test}` with {topology}: {printed}");
         Some(output.status.success())
     }
 }

@@ -42,6 +42,8 @@ impl fmt::Display for Figure {
 pub(crate) enum Goal {
     /// A ratio of at most so much.
     Ratio(f64),
+    /// A time longer by at most that.
+    Difference(Duration),
     /// A figure of at most so many MiB.
     Mebibytes(u32),
     /// A figure of at most so many milliseconds.
@@ -54,6 +56,7 @@ impl fmt::Display for Goal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ratio(ratio) => write!(f, "ratio <= {ratio}"),
+            Self::Difference(time) => write!(f, "difference <= {}", Figure::Time(*time)),
             Self::Mebibytes(size) => write!(f, "figure <= {size} MiB"),
             Self::Milliseconds(time) => write!(f, "figure <= {time} ms"),
             Self::None => f.write_str("-"),
@@ -74,7 +77,14 @@ impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { figure, other_name, other, goal } = self;
         let ratio = figure.number() / other.number();
-        write!(f, "{figure:>10}  {other_name:<22} {other:>10}  {ratio:>6.2}  {goal}")
+        write!(f, "{figure:>10}  {other_name:<22} {other:>10}  {ratio:>6.2}  {goal}")?;
+        match (goal, figure, other) {
+            (Goal::Difference(_), Figure::Time(figure), Figure::Time(other)) => {
+                let sign = if figure < other { "-" } else { "" };
+                write!(f, " (it is {sign}{})", Figure::Time(figure.abs_diff(*other)))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -40,6 +40,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
     match topology {
         "edu-pair" => trials! {
             handover: the_server_works_with_an_empty_dev, an_inherited_device_is_served,
+                a_server_of_fixed_devices_works_without_sysfs,
                 devices_are_described, a_listening_face_takes_one_client_after_the_other,
                 an_adopted_address_space_is_left_to_its_owner,
                 a_device_cannot_write_memory_that_is_mapped_for_reading,
