@@ -11,6 +11,7 @@
 mod files;
 pub mod inherited_fds;
 mod limits;
+pub mod peer_credentials;
 pub mod policy;
 pub mod privileges;
 pub mod seccomp;
@@ -22,6 +23,7 @@ pub use inherited_fds::{InheritedFdError, InheritedFds};
 use landlock::RulesetStatus;
 use rustix::io::Errno;
 
+pub use self::peer_credentials::PeerCredentials;
 pub use self::policy::Thread;
 pub use self::privileges::Identity;
 pub use self::seccomp::{FilterError, Filters, Scope, Violation};

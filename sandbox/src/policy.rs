@@ -54,8 +54,8 @@ mod numbers {
     #![allow(non_upper_case_globals)]
 
     macro_rules! numbers {
-        ($($name:ident = $number:ident;)*) => {
-            $(pub(super) const $name: libc::c_long = libc::$number;)*
+        ($($(#[$attribute:meta])* $name:ident = $number:ident;)*) => {
+            $($(#[$attribute])* pub(super) const $name: libc::c_long = libc::$number;)*
         };
     }
 
@@ -92,8 +92,10 @@ mod numbers {
         rt_sigreturn = SYS_rt_sigreturn;
         sendmsg = SYS_sendmsg;
         sendto = SYS_sendto;
+        #[cfg(feature = "model")]
         setsockopt = SYS_setsockopt;
         sigaltstack = SYS_sigaltstack;
+        #[cfg(feature = "model")]
         socketpair = SYS_socketpair;
         write = SYS_write;
     }

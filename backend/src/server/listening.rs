@@ -3,12 +3,13 @@
 //! The loop's part of listening sockets: lets clients in, or turns them away.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_peercred;
+use sandbox::PeerCredentials;
 
 use super::poller::{Interest, Watched};
 use super::{Endpoint, Server};
@@ -68,8 +69,8 @@ impl Doorkeeper {
         if self.allowed.is_empty() {
             return true;
         }
-        let Ok(credentials) = socket_peercred(stream) else { return false };
-        let (uid, pid) = (credentials.uid.as_raw(), credentials.pid.as_raw_nonzero());
+        let Ok(PeerCredentials { uid, pid }) = PeerCredentials::of(stream) else { return false };
+        let pid = pid.map_or(0, NonZeroU32::get);
         let is_allowed = self.allowed.contains(&uid);
         if !is_allowed {
             log::warn!(

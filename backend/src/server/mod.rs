@@ -4,6 +4,7 @@
 
 mod channel;
 mod control;
+mod faces;
 mod listening;
 pub mod peer;
 pub mod poller;
@@ -27,10 +28,9 @@ use self::channel::Channel;
 use self::listening::Doorkeeper;
 use self::peer::Peer;
 use self::poller::{Interest, Poller, Token, Watched};
-use self::reset::{Handout, vm_of};
+use self::reset::Handout;
 use crate::device::DataFace;
 use crate::face::control::ControlSession;
-use crate::face::socket::FaceSocket;
 use crate::face::vfio_user::VfioUserSession;
 use crate::failure::Failure;
 use crate::job::Job;
@@ -138,30 +138,6 @@ impl Server {
     /// Ends when `signal` becomes readable.
     pub fn end_on(&mut self, signal: UnixStream) -> io::Result<()> {
         self.watch(signal, Endpoint::Termination)
-    }
-
-    /// Serves the control face. With a connected socket the process ends when its peer is gone.
-    pub fn serve_control(&mut self, socket: FaceSocket) -> io::Result<()> {
-        match socket {
-            FaceSocket::Listening(listener) => self.watch(listener, Endpoint::ControlListener),
-            FaceSocket::Connected(stream) => {
-                let token = self.add_control(stream);
-                self.lifelines.push(token);
-                Ok(())
-            }
-        }
-    }
-
-    /// Serves a device's vfio-user face. The device must not have one.
-    pub fn serve_device(&mut self, cookie: Cookie, socket: FaceSocket) -> io::Result<()> {
-        match socket {
-            FaceSocket::Listening(listener) => {
-                self.watch(listener, |listener| Endpoint::FaceListener(cookie, listener))?;
-                self.machine.listen(cookie);
-            }
-            FaceSocket::Connected(stream) => self.add_vfio_user(cookie, stream, DataFace::ConnectedForOnce),
-        }
-        Ok(())
     }
 
     /// Runs a job before the first message: a device of the command line. On this thread, which may do more than the worker
@@ -284,29 +260,6 @@ impl Server {
         }
     }
 
-    fn add_control(&mut self, stream: UnixStream) -> Token {
-        let token = self.new_token();
-        log::info!("event=control-connected connection={}", token.0);
-        let session = ControlSession::new(ConnectionId(token.0));
-        self.keep_control(token, Box::new(Peer::new(&self.poller, token, stream, session)));
-        token
-    }
-
-    /// One client at a time: a second one finds the connection closed.
-    fn add_vfio_user(&mut self, cookie: Cookie, stream: UnixStream, face: DataFace) {
-        if self.machine.device(cookie).is_ok_and(|device| device.face.is_connected()) {
-            log::warn!("event=second-client-refused cookie={:#x}", cookie.0);
-            return;
-        }
-        let token = self.new_token();
-        let vm = vm_of(&stream);
-        log::info!("event=vfio-user-connected connection={} cookie={:#x} pid={}", token.0, cookie.0, vm.0);
-        self.machine.connect(cookie, face, vm);
-        let peer = Peer::new(&self.poller, token, stream, VfioUserSession::new(cookie));
-        self.keep_vfio_user(token, Box::new(peer));
-        self.admit(token, cookie, vm);
-    }
-
     /// Takes in what is watched for something to read.
     fn watch<T: AsFd>(&mut self, source: T, endpoint: impl FnOnce(Watched<T>) -> Endpoint) -> io::Result<()> {
         let token = self.new_token();
@@ -387,18 +340,6 @@ impl Server {
             Some(other) => drop(self.endpoints.insert(token, other)),
             None => {}
         }
-    }
-
-    /// Data faces do not outlive their device.
-    fn close_faces_of_removed(&mut self) {
-        let machine = &self.machine;
-        self.endpoints.retain(|_, endpoint| match endpoint {
-            Endpoint::FaceListener(cookie, _) | Endpoint::Notice(cookie, ..) => {
-                machine.device(*cookie).is_ok()
-            }
-            Endpoint::VfioUser(peer) => machine.device(peer.session.cookie()).is_ok(),
-            _ => true,
-        });
     }
 
     fn deadlines(&self) -> impl Iterator<Item = Instant> {

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use protocol::extension::{Cookie, EventKinds};
 use protocol::{ControlReply, ReceiveError, ServerRequest, VhostUserHeader};
-use rustix::net::sockopt::socket_peercred;
+use sandbox::PeerCredentials;
 
 use super::poller::Token;
 use super::{Endpoint, Server};
@@ -26,9 +26,11 @@ pub(super) enum Handout {
 }
 
 /// The VM of a client: all that one process is connected to is of one. Where the kernel does not tell, each is of its own.
-pub(super) fn vm_of(stream: &UnixStream) -> Vm {
-    let pid = socket_peercred(stream).map(|credentials| credentials.pid.as_raw_nonzero().get());
-    Vm(pid.ok().and_then(|pid| u64::try_from(pid).ok()).unwrap_or_default())
+pub(super) fn vm_of(stream: &UnixStream, connection: Token) -> Vm {
+    // Beyond all process ids.
+    const UNSEEN: u64 = 1 << 32;
+    let pid = PeerCredentials::of(stream).ok().and_then(|peer| peer.pid);
+    Vm(pid.map_or(UNSEEN + connection.0, |pid| pid.get().into()))
 }
 
 impl Server {
