@@ -64,8 +64,10 @@ fn close_range(first: RawFd, last: RawFd) -> Result<(), InheritedFdError> {
     if last < first {
         return Ok(());
     }
+    // Not every C library has a function for it.
     // SAFETY: nothing in this process owns one of them: it has opened nothing yet, and what it took was left out.
-    let result = unsafe { libc::close_range(first.cast_unsigned(), last.cast_unsigned(), 0) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_close_range, first.cast_unsigned(), last.cast_unsigned(), 0) };
     if result == 0 {
         return Ok(());
     }

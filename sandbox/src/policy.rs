@@ -236,17 +236,18 @@ pub const CALLS: &[Entry] = entries! {
     "accept4", accept4, &[], LOOP, "clients of listening sockets", on("edu-pair", "a_listening_face_takes_one_client_after_the_other");
     "futex", futex, &[], EVERY, "waiting for other threads", on("edu-pair", "devices_are_described");
     "mmap", mmap, &[NO_EXECUTION], EVERY, "memory of our own; guest memory on a kernel without IOMMU_IOAS_MAP_FILE", on_6_12("edu-pair", "dma_arrives_in_guest_memory");
-    "munmap", munmap, &[], EVERY, "giving that back", on("edu-pair", "sigterm_ends_the_server_at_once");
+    "munmap", munmap, &[], EVERY, "giving that back", on("edu-pair", "a_reset_that_waits_hinders_nobody_and_ends_with_the_server");
     "mprotect", mprotect, &[NO_EXECUTION], EVERY, "a heap that grows", untestable("the heap of a thread grows so, and how large it is depends on the build");
     "mremap", mremap, &[], EVERY, "a buffer that grows", untestable("the heap does so from 128 KiB on, or not, by its own choice");
     "madvise", madvise, &[], EVERY, "a heap that shrinks; the stack of a thread that ends", on("edu-pair", "a_reset_that_waits_hinders_nobody_and_ends_with_the_server");
-    "brk", brk, &[], EVERY, "a heap that grows", on("edu-pair", "a_listening_face_takes_one_client_after_the_other");
+    "brk", brk, &[], EVERY, "a heap that grows", on("edu-pair", "more_regions_than_the_table_has_are_refused");
     "clock_gettime", clock_gettime, &[], EVERY, "the time, where the kernel gives it no other way", untestable("there is a way without a call on every machine that tests run on, but not on one with an unstable clock");
     "fstat", fstat, &[], EVERY, "what kind of file was handed over", on("edu-pair", "devices_are_described");
     "fcntl F_GETFD", fcntl, &[is(1, "F_GETFD", bits(libc::F_GETFD))], EVERY, "the standard library looks whether what it closes is open, in debug builds", on("edu-pair", "devices_are_described");
     "fcntl F_GETFL", fcntl, &[is(1, "F_GETFL", bits(libc::F_GETFL))], LOOP, "whether memory is open for writing", on("edu-pair", "dma_arrives_in_guest_memory");
     "fcntl F_GET_SEALS", fcntl, &[is(1, "F_GET_SEALS", bits(libc::F_GET_SEALS))], LOOP, "whether memory may shrink", on("edu-pair", "dma_arrives_in_guest_memory");
     "fcntl F_DUPFD_CLOEXEC", fcntl, &[is(1, "F_DUPFD_CLOEXEC", bits(libc::F_DUPFD_CLOEXEC))], LOOP_AND_WORKER, "memory and eventfds that are kept", on("edu-pair", "intx_is_silent_while_masked");
+    "fcntl F_SETFD", fcntl, &[is(1, "F_SETFD", bits(libc::F_SETFD)), is(2, "FD_CLOEXEC", bits(libc::FD_CLOEXEC))], LOOP_AND_WORKER, "musl does so after F_DUPFD_CLOEXEC", untestable("tests are not built with musl");
     "ioctl FIONBIO", ioctl, &[is(1, "FIONBIO", 0x5421)], LOOP, "sockets that were handed over do not block", on("edu-pair", "dma_arrives_in_guest_memory");
     "getsockopt SO_DOMAIN", getsockopt, &SO_DOMAIN, LOOP, "what kind of socket was handed over", on("edu-pair", "a_face_needs_a_unix_stream");
     "getsockopt SO_TYPE", getsockopt, &SO_TYPE, LOOP, "what kind of socket was handed over", on("edu-pair", "a_face_needs_a_unix_stream");
@@ -255,9 +256,9 @@ pub const CALLS: &[Entry] = entries! {
     "getpeername", getpeername, &[], LOOP, "whether a socket is connected", on("edu-pair", "a_face_needs_a_unix_stream");
     "eventfd2", eventfd2, &[], WORKER, "errors and unplug requests of a new device", on("edu-pair", "devices_are_described");
     "rt_sigreturn", rt_sigreturn, &[], EVERY, "the end of a signal", on("edu-pair", "sigterm_ends_the_server_at_once");
-    "rt_sigprocmask", rt_sigprocmask, &[], EVERY, "a thread that ends", on("edu-pair", "sigterm_ends_the_server_at_once");
-    "sigaltstack", sigaltstack, &[], EVERY, "a thread that ends", on("edu-pair", "sigterm_ends_the_server_at_once");
-    "exit", exit, &[], WORKER_AND_RESET, "a thread that ends", on("edu-pair", "sigterm_ends_the_server_at_once");
+    "rt_sigprocmask", rt_sigprocmask, &[], EVERY, "a thread that ends", on("edu-pair", "a_reset_that_waits_hinders_nobody_and_ends_with_the_server");
+    "sigaltstack", sigaltstack, &[], EVERY, "a thread that ends", on("edu-pair", "a_reset_that_waits_hinders_nobody_and_ends_with_the_server");
+    "exit", exit, &[], WORKER_AND_RESET, "a thread that ends", on("edu-pair", "a_reset_that_waits_hinders_nobody_and_ends_with_the_server");
     "exit_group", exit_group, &[], LOOP, "the end", on("edu-pair", "sigterm_ends_the_server_at_once");
 };
 
