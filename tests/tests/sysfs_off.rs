@@ -11,6 +11,7 @@ use std::process::Command;
 use protocol::ControlClient;
 use protocol::extension::{Cookie, IoasChoice, ResetMethod, ResetOutcome, RowReason};
 use rustix::io::Errno;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use vfio::PciAddress;
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
 use vhost_device_vfio_tests::host::{Host, ModelledMachine};
@@ -37,12 +38,20 @@ struct Session {
 
 impl Session {
     fn start(machine: &ModelledMachine) -> Self {
+        Self::start_by(machine, &["--sysfs", "off"], ServerProcess::spawn)
+    }
+
+    fn start_by(
+        machine: &ModelledMachine,
+        arguments: &[&str],
+        spawn: impl FnOnce(Command) -> ServerProcess,
+    ) -> Self {
         let host = machine.host();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control");
         let mut command = Command::new(server_binary());
-        command.args(host.arguments()).args(["--sysfs", "off", "--socket-path"]).arg(&path);
-        let server = ServerProcess::spawn(command);
+        command.args(host.arguments()).args(arguments).arg("--socket-path").arg(&path);
+        let server = spawn(command);
         assert!(wait_until(|| UnixStream::connect(&path).is_ok()), "nobody listens: {}", server.log());
         let mut client = ControlClient::new(UnixStream::connect(&path).unwrap(), PATIENCE);
         client.negotiate().unwrap();
@@ -112,4 +121,32 @@ fn without_sysfs_what_came_to_vfio_after_the_start_is_refused() {
     let device = session.host.open_cdev(address(SECOND)).unwrap();
     let refused = refusal(session.client.add_device(Cookie(2), device));
     assert_eq!(refused, ("sysfs-off".into(), Errno::NODEV.raw_os_error()));
+}
+
+/// Starts a process that may have neither namespaces nor Landlock.
+fn spawn_unconfinable(command: Command) -> ServerProcess {
+    let refused = [libc::SYS_unshare, libc::SYS_landlock_create_ruleset].map(|number| (number, Vec::new()));
+    let filter = SeccompFilter::new(
+        refused.into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EPERM.cast_unsigned()),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let filter: BpfProgram = filter.unwrap().try_into().unwrap();
+    // It stays with the thread, and is passed on to the process.
+    let spawned = std::thread::spawn(move || {
+        seccompiler::apply_filter(&filter).unwrap();
+        ServerProcess::spawn(command)
+    });
+    spawned.join().unwrap()
+}
+
+#[test]
+fn sysfs_is_off_where_nothing_confines_reading_it() {
+    let machine = ModelledMachine::start("edu-pair");
+    let mut session = Session::start_by(&machine, &[], spawn_unconfinable);
+    assert_eq!(session.server.log().matches("event=sysfs-off").count(), 1);
+    session.add(1, FIRST);
+    let info = session.client.device_info(Cookie(1)).unwrap();
+    assert_eq!(info.driver.as_str(), "vfio-pci");
 }
