@@ -14,7 +14,7 @@ use sandbox::policy::{CALLS, REQUESTS, SYSFS_CALLS, Thread, Witness};
 use vhost_device_vfio_tests::server_process::binary;
 
 /// How often a test may do without an entry until that counts: whether a thread ends before its process is a matter of luck.
-const TRIES: u32 = 8;
+const TRIES: u32 = 40;
 /// Where the server looks for what it shall do without.
 const WITHOUT: &str = "VHOST_DEVICE_VFIO_WITHOUT";
 
@@ -62,8 +62,8 @@ impl Place {
         command.env("TESTVM_TOPOLOGY", topology).env("TESTVM_KERNEL", kernel).env(WITHOUT, taken);
         let output =
             command.args(["--exact", test]).stderr(Stdio::null()).output().expect("first-light runs");
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains("running 1 test"), "there is no test `{test}` with {topology}: {text}");
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(printed.contains("running 1 test"), "there is no test `{test}` with {topology}: {printed}");
         Some(output.status.success())
     }
 }

@@ -45,7 +45,11 @@ pub(crate) struct Attempt {
 
 impl fmt::Debug for Attempt {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Attempt").field("group", &self.group).field("name", &self.name).finish()
+        formatter
+            .debug_struct("Attempt")
+            .field("group", &self.group)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -55,10 +59,10 @@ pub(crate) fn raw(number: libc::c_long, arguments: &[libc::c_long]) -> Result<li
     for (value, argument) in values.iter_mut().zip(arguments) {
         *value = *argument;
     }
-    let [a, b, c, d, e, f] = values;
+    let [first, second, third, fourth, fifth, sixth] = values;
     // SAFETY: it is refused, or touches nothing of this process but what its arguments point to, which lives as long as the
     // call. The process is one that may be lost.
-    let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
+    let result = unsafe { libc::syscall(number, first, second, third, fourth, fifth, sixth) };
     if result == -1 { Err(last_errno()) } else { Ok(result) }
 }
 
