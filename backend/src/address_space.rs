@@ -10,10 +10,11 @@ use std::sync::Arc;
 use protocol::extension::IoasChoice;
 use rustix::io::Errno;
 use vfio::ioas::IovaRanges;
-use vfio::{Access, Device, Hwpt, Ioas, Iommufd, Iova};
+use vfio::{Access, CallError, Device, Hwpt, Ioas, Iommufd, Iova};
 
-use crate::failure::Failure;
-use crate::memory_table::{MemoryRegion, MemoryTable};
+use crate::failure::{Failure, MemoryShortage};
+use crate::memory_lock::MemoryLimit;
+use crate::memory_table::{MemoryRegion, MemoryTable, size_of_all};
 
 /// An IOAS, the page tables over it, and the memory in it.
 #[derive(Debug)]
@@ -25,6 +26,7 @@ pub struct AddressSpace {
     iommufd: Arc<Iommufd>,
     table: MemoryTable,
     mapping: Mapping,
+    limit: MemoryLimit,
 }
 
 /// Whether the table is in the IOAS yet.
@@ -38,8 +40,8 @@ enum Mapping {
 }
 
 impl AddressSpace {
-    /// An address space without memory.
-    pub fn new(iommufd: Arc<Iommufd>, choice: IoasChoice) -> Result<Self, Failure> {
+    /// An address space without memory, of which so much may be pinned.
+    pub fn new(iommufd: Arc<Iommufd>, choice: IoasChoice, limit: MemoryLimit) -> Result<Self, Failure> {
         let ioas = match choice {
             IoasChoice::Allocate => Ioas::allocate(Arc::clone(&iommufd)),
             IoasChoice::Adopt(id) | IoasChoice::Fill(id) => Ioas::adopt(Arc::clone(&iommufd), id),
@@ -52,6 +54,7 @@ impl AddressSpace {
             iommufd,
             table: MemoryTable::default(),
             mapping: Mapping::Deferred,
+            limit,
         })
     }
 
@@ -120,18 +123,28 @@ impl AddressSpace {
 
     /// Puts another table in force. On failure the old one stands.
     pub fn change(&mut self, next: MemoryTable) -> Result<(), Failure> {
+        let needed = next.size();
+        if let Some(limit) = self.limit.exceeded_by(needed) {
+            let shortage = MemoryShortage { needed, limit, charged: self.charged(&[]), refused: needed };
+            return Err(Failure::memory_lock_limit(&shortage));
+        }
         if self.mapping == Mapping::InForce {
             let change = self.table.change_to(&next);
             let ranges = self.ioas.iova_ranges().map_err(Failure::no_address_space)?;
             change.added.iter().try_for_each(|region| is_mappable(region, &ranges))?;
-            self.replace(&change.removed, &change.added)?;
+            self.replace(&change.removed, &change.added, needed)?;
         }
         self.table = next;
         Ok(())
     }
 
-    /// Unmaps `removed`, then maps `added`; undoes what it did when one of them fails.
-    fn replace(&mut self, removed: &[MemoryRegion], added: &[MemoryRegion]) -> Result<(), Failure> {
+    /// Unmaps `removed`, then maps `added`, for a table of `needed` bytes; undoes what it did when one of them fails.
+    fn replace(
+        &mut self,
+        removed: &[MemoryRegion],
+        added: &[MemoryRegion],
+        needed: u64,
+    ) -> Result<(), Failure> {
         for (done, region) in removed.iter().enumerate() {
             if let Err(failure) = self.unmap(region) {
                 self.roll_back(&[], removed.get(..done).unwrap_or_default());
@@ -139,9 +152,21 @@ impl AddressSpace {
             }
         }
         for (done, region) in added.iter().enumerate() {
-            if let Err(failure) = self.map(region) {
-                self.roll_back(added.get(..done).unwrap_or_default(), removed);
-                return Err(failure);
+            if let Err(error) = self.map(region) {
+                let mapped = added.get(..done).unwrap_or_default();
+                let charged = self.charged(removed).saturating_add(size_of_all(mapped));
+                self.roll_back(mapped, removed);
+                return Err(match self.limit.bytes() {
+                    Some(limit) if error.errno == Errno::NOMEM => {
+                        Failure::memory_lock_limit(&MemoryShortage {
+                            needed,
+                            limit,
+                            charged,
+                            refused: region.size(),
+                        })
+                    }
+                    _ => Failure::map(iova(region), region.size(), error),
+                });
             }
         }
         Ok(())
@@ -156,7 +181,8 @@ impl AddressSpace {
             }
         }
         for region in unmapped {
-            if let Err(failure) = self.map(region) {
+            if let Err(error) = self.map(region) {
+                let failure = Failure::map(iova(region), region.size(), error);
                 log::error!("event=region-lost region={} reason=\"{failure}\"", region.address());
                 self.table.forget(region);
             }
@@ -176,11 +202,17 @@ impl AddressSpace {
         }
     }
 
-    fn map(&mut self, region: &MemoryRegion) -> Result<(), Failure> {
-        let iova = iova(region);
-        self.ioas
-            .map_file(region.file(), region.offset(), region.size(), iova, Access::ReadWrite)
-            .map_err(|error| Failure::map(iova, region.size(), error))
+    /// How many bytes the kernel charges us for the table without `removed`.
+    fn charged(&self, removed: &[MemoryRegion]) -> u64 {
+        match self.mapping {
+            Mapping::Deferred => 0,
+            Mapping::InForce => self.table.size().saturating_sub(size_of_all(removed)),
+        }
+    }
+
+    fn map(&mut self, region: &MemoryRegion) -> Result<(), CallError> {
+        let (offset, size) = (region.offset(), region.size());
+        self.ioas.map_file(region.file(), offset, size, iova(region), Access::ReadWrite)
     }
 
     fn unmap(&mut self, region: &MemoryRegion) -> Result<(), Failure> {

@@ -109,6 +109,8 @@ pub struct HeldDevice {
     pub face: DataFace,
     /// Who is connected to the data face.
     pub client: Option<Vm>,
+    /// Whether its client has gone while a reset or a job had the device, and left it as it was.
+    pub is_left: bool,
     /// What the kernel tells of the device by itself.
     pub notices: Vec<Notice>,
     /// Registers of the config space that take time to write.
@@ -158,6 +160,7 @@ impl HeldDevice {
             function,
             face: DataFace::None,
             client: None,
+            is_left: false,
             interrupts: Interrupts::default(),
             is_bus_master: false,
         })
@@ -207,6 +210,7 @@ impl HeldDevice {
         self.quiescer().leave_quiet();
         self.interrupts = Interrupts::Off;
         self.is_bus_master = false;
+        self.is_left = false;
         for notice in &self.notices {
             notice.arm(&self.device);
         }

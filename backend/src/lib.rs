@@ -11,6 +11,7 @@ pub mod host;
 pub mod job;
 pub mod logger;
 pub mod machine;
+pub mod memory_lock;
 pub mod memory_table;
 pub mod notice;
 pub mod own_socket;

@@ -187,10 +187,20 @@ impl MemoryTable {
         MemoryChange { removed: missing(self, next), added: missing(next, self) }
     }
 
+    /// How many bytes it has in all.
+    pub fn size(&self) -> u64 {
+        size_of_all(&self.regions)
+    }
+
     /// The regions in ascending order of address.
     pub fn regions(&self) -> &[MemoryRegion] {
         &self.regions
     }
+}
+
+/// How many bytes these regions have in all.
+pub fn size_of_all(regions: &[MemoryRegion]) -> u64 {
+    regions.iter().fold(0, |total, region| total.saturating_add(region.size()))
 }
 
 #[cfg(test)]
@@ -257,6 +267,24 @@ mod tests {
     fn an_empty_or_unaligned_region_is_refused() {
         for (size, offset) in [(0, 0), (1, 0), (PAGE, 1)] {
             assert_eq!(refusal(size, offset, memfd(PAGE, SealFlags::SHRINK)), "region-unaligned");
+        }
+    }
+
+    /// Sums that wrap around would pass for small ones.
+    #[test]
+    fn no_address_size_and_offset_overflow() {
+        const FILE: u64 = 16 * PAGE;
+        let edges = [0, PAGE, FILE, 1 << 32, 1 << 63, u64::MAX - 2 * PAGE + 1, u64::MAX - PAGE + 1, u64::MAX];
+        let sizes_and_offsets = edges.map(|size| edges.map(|offset| (size, offset))).concat();
+        for (address, (size, offset)) in edges.into_iter().flat_map(|address| {
+            sizes_and_offsets.iter().map(move |size_and_offset| (address, *size_and_offset))
+        }) {
+            let made = MemoryRegion::new(GuestAddress(address), size, offset, memfd(FILE, SealFlags::SHRINK));
+            let is_whole = [address, size, offset].iter().all(|value| value.is_multiple_of(PAGE));
+            let is_in_file = u128::from(offset) + u128::from(size) <= FILE.into();
+            let has_end = u128::from(address) + u128::from(size) <= u64::MAX.into();
+            let is_good = is_whole && size > 0 && is_in_file && has_end;
+            assert_eq!(made.is_ok(), is_good, "{size:#x} at {address:#x} from {offset:#x}");
         }
     }
 

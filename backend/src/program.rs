@@ -3,7 +3,8 @@
 //! The device server as a program. It opens nothing under /dev: what it works on is handed to it, by inheritance or over
 //! its control socket.
 //!
-//! The order of start-up is the sandbox's: parse → take descriptors → open sysfs → sandbox → first byte.
+//! The order of start-up is the sandbox's: parse → take descriptors → sandbox → open sysfs, or read it for the last time →
+//! take in what was inherited → filters → first byte.
 
 use std::error::Error;
 use std::os::fd::{OwnedFd, RawFd};
@@ -68,6 +69,18 @@ struct Arguments {
     /// What becomes of a system call that the server has no use for.
     #[arg(long, value_enum, default_value = "kill")]
     seccomp: Seccomp,
+    /// Read sysfs while serving, or only at the start: then no file is ever opened, and reports say less.
+    #[arg(long, value_enum, default_value = "on")]
+    sysfs: SysfsUse,
+    /// Serve what is inherited, and nothing that a client hands over.
+    #[arg(long, requires = "device_fd")]
+    fixed_devices: bool,
+    /// Turn away whoever connects and is another user than this one. May be given more than once.
+    #[arg(long, value_name = "UID")]
+    allow_uid: Vec<u32>,
+    /// Let this group connect at --socket-path, and not only this user.
+    #[arg(long, value_name = "GID", requires = "socket_path")]
+    socket_group: Option<u32>,
     /// Become this user after start-up.
     #[arg(long, value_name = "UID")]
     uid: Option<u32>,
@@ -121,6 +134,14 @@ enum Seccomp {
     Off,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SysfsUse {
+    /// While serving.
+    On,
+    /// At the start.
+    Off,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Requirement {
     /// A working reset.
@@ -128,7 +149,8 @@ enum Requirement {
 }
 
 impl Arguments {
-    fn filters(&self) -> Result<Option<Filters>, FilterError> {
+    /// The system-call filters of a server that reads sysfs, or does not.
+    fn filters(&self, sysfs: bool) -> Result<Option<Filters>, FilterError> {
         let violation = match self.seccomp {
             Seccomp::Kill => Violation::Kill,
             Seccomp::Errno => Violation::Refuse,
@@ -138,18 +160,23 @@ impl Arguments {
         if self.sandbox == Sandbox::None {
             return Ok(None);
         }
-        Filters::compile(Scope { sysfs: true, new_devices: true, violation }).map(Some)
+        Filters::compile(Scope { sysfs, new_devices: !self.fixed_devices, violation }).map(Some)
     }
 
-    /// Enters the sandbox, and opens what is left of sysfs.
+    /// Enters the sandbox, and gives what is left of sysfs.
     fn enter_sandbox(&self) -> Result<Sysfs, Box<dyn Error>> {
-        let host = Host::from(&self.host);
+        let root = Host::from(&self.host).sysfs_root();
+        // Read before, where nothing of it is left afterwards.
+        let snapshot = match self.sysfs {
+            SysfsUse::On => None,
+            SysfsUse::Off => Some(Sysfs::open_at(&root)?.snapshot()?),
+        };
         if self.sandbox == Sandbox::None {
             log::warn!("event=sandbox-off reason=\"asked for by --sandbox none\"");
-            return Ok(host.sysfs()?);
+            return Ok(snapshot.map_or_else(|| Sysfs::open_at(&root), Ok)?);
         }
         let entered = sandbox::enter(&Confinement {
-            sysfs: Some(host.sysfs_root()),
+            sysfs: snapshot.is_none().then(|| root.clone()),
             identity: Identity { uid: self.uid, gid: self.gid },
             open_files: OPEN_FILES,
         })?;
@@ -159,8 +186,16 @@ impl Arguments {
             entered.landlock,
             self.seccomp
         );
-        let root = entered.sysfs.ok_or("sysfs cannot be confined")?;
-        Ok(Sysfs::open_at(&root)?)
+        match (snapshot, entered.sysfs) {
+            (Some(snapshot), _) => Ok(snapshot),
+            (None, Some(root)) => Ok(Sysfs::open_at(&root)?),
+            (None, None) => {
+                log::warn!(
+                    "event=sysfs-off reason=\"neither a mount namespace nor Landlock confines what is read\""
+                );
+                Ok(Sysfs::open_at(&root)?.snapshot()?)
+            }
+        }
     }
 
     fn policies(&self) -> Policies {
@@ -216,7 +251,8 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let Inheritance { control, iommufd, devices, faces } = Inheritance::take(arguments)?;
     let mut control = control.into_iter().map(FaceSocket::from_fd).collect::<Result<Vec<_>, _>>()?;
     let listen = |path: &Path| {
-        OwnSocket::bind(path).map_err(|error| format!("cannot listen on {}: {error}", path.display()))
+        OwnSocket::bind(path, arguments.socket_group)
+            .map_err(|error| format!("cannot listen on {}: {error}", path.display()))
     };
     let own = arguments.socket_path.as_deref().map(listen).transpose()?;
     let (path, listener) = own.unzip();
@@ -224,8 +260,8 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let (signal, signalled) = UnixStream::pair()?;
     signal_hook::low_level::pipe::register(SIGTERM, signalled.try_clone()?)?;
     signal_hook::low_level::pipe::register(SIGINT, signalled)?;
-    let filters = arguments.filters()?;
     let sysfs = arguments.enter_sandbox()?;
+    let filters = arguments.filters(!sysfs.is_snapshot())?;
     if let (Some(path), Sandbox::Full) = (path, arguments.sandbox) {
         // Nothing can be removed in there.
         path.leave();
@@ -233,12 +269,16 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 
     let mut server = Server::new(Machine::new(sysfs, arguments.policies()), filters.as_ref())?;
     server.end_on(signal)?;
+    server.admit_only(&arguments.allow_uid);
     if let Some(iommufd) = iommufd {
         server.machine().set_iommufd(Owner::Process, iommufd, IoasChoice::Allocate)?;
     }
     for (cookie, device) in devices {
         let job = server.machine().add_device(Owner::Process, cookie, device)?;
         server.run_job(job)?;
+    }
+    if arguments.fixed_devices {
+        server.machine().fix_devices();
     }
     for (cookie, socket) in faces {
         server.machine().unserved(cookie)?;

@@ -49,10 +49,11 @@ impl<W: Work> Worker<W> {
 
     /// What came of work that is done, if there is any.
     pub fn outcome(&self) -> Option<W::Outcome> {
-        let mut count = [0; 8];
-        // Not readable is all right: the channel tells.
-        let _ = rustix::io::read(&*self.ready, &mut count);
-        self.outcomes.try_recv().ok()
+        self.outcomes.try_recv().ok().or_else(|| {
+            // Not readable is all right: the channel tells, also of what came before the read.
+            let _ = rustix::io::read(&*self.ready, &mut [0; 8]);
+            self.outcomes.try_recv().ok()
+        })
     }
 
     /// Waits for what comes of the next work that is done.

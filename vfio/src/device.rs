@@ -37,6 +37,9 @@ pub enum NotACdev {
     /// Some other kind of file.
     #[error("the descriptor is not the VFIO character device of a PCI function")]
     OtherFile,
+    /// A character device that was none when sysfs was read for the last time.
+    #[error("the descriptor was not the VFIO character device of a PCI function when sysfs was read")]
+    UnknownNumber,
 }
 
 /// Why the kernel would not bind a device, as far as its errno and sysfs tell.
@@ -90,7 +93,8 @@ impl UnboundDevice {
     pub fn from_fd(fd: OwnedFd, sysfs: &Sysfs) -> Result<Self, NotACdev> {
         let number =
             Sysfs::character_device(fd.as_fd()).map_err(NotACdev::Fstat)?.ok_or(NotACdev::OtherFile)?;
-        let address = sysfs.function_of_cdev(number).map_err(|_| NotACdev::OtherFile)?;
+        let unknown = if sysfs.is_snapshot() { NotACdev::UnknownNumber } else { NotACdev::OtherFile };
+        let address = sysfs.function_of_cdev(number).map_err(|_| unknown)?;
         Ok(Self { fd: DeviceFd(fd), address })
     }
 
@@ -133,6 +137,9 @@ fn refusal(device: PciAddress, errno: Errno, sysfs: &Sysfs) -> BindRefusal {
                 BindRefusal::SiblingDriver { sibling, driver }
             } else if !sysfs.interrupts_allow_binding() {
                 BindRefusal::UnsafeInterrupts
+            } else if sysfs.is_snapshot() {
+                // A sibling may have got a driver since.
+                BindRefusal::Other
             } else {
                 BindRefusal::ForeignOwner
             }

@@ -161,6 +161,24 @@ mod tests {
         assert!(!region.contains(u64::MAX, 2));
     }
 
+    #[test]
+    fn no_offset_and_count_overflow() {
+        let edges = [0, 1, 0xfff, 0x1000, 0x1001, 1 << 32, 1 << 63, u64::MAX - 1, u64::MAX];
+        for size in edges {
+            let region = Region { size, ..Region::default() };
+            for (offset, count) in
+                edges.iter().flat_map(|offset| edges.iter().map(move |count| (*offset, *count)))
+            {
+                let is_inside = u128::from(offset) + u128::from(count) <= size.into();
+                assert_eq!(
+                    region.contains(offset, count),
+                    is_inside,
+                    "{count:#x} at {offset:#x} of {size:#x}"
+                );
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_decode_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {

@@ -3,14 +3,17 @@
 //! What sysfs knows: which function a descriptor is, which group and driver a function has, who its siblings are.
 //!
 //! A [`Sysfs`] is one directory descriptor, opened once. Everything is read below it, so a sandbox needs to allow no
-//! path but that.
+//! path but that; or none, where what sysfs says of VFIO cdevs at the start will do.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+mod snapshot;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use self::snapshot::Snapshot;
 use crate::pci_address::PciAddress;
 
 /// Longest sysfs attribute that is read, in bytes.
@@ -22,14 +25,20 @@ const NO_IOMMU_GROUP: &str = "vfio-noiommu";
 /// Elsewhere the interrupt controller itself tells devices apart, and sysfs does not say whether it does.
 const MESSAGES_NEED_REMAPPING: bool = cfg!(target_arch = "x86_64");
 
-/// The mounted sysfs.
+/// The mounted sysfs, or what it once said.
 #[derive(Debug)]
 pub struct Sysfs {
-    root: OwnedFd,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Directory(OwnedFd),
+    Snapshot(Snapshot),
 }
 
 /// What a device number stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DeviceNumber {
     /// Major number.
     pub major: u32,
@@ -94,7 +103,18 @@ impl Sysfs {
     /// Opens a tree of the same shape as `/sys`.
     pub fn open_at(root: &Path) -> Result<Self, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { root: fs::openat(fs::CWD, root, flags, Mode::empty())? })
+        Ok(Self { source: Source::Directory(fs::openat(fs::CWD, root, flags, Mode::empty())?) })
+    }
+
+    /// What it says now of functions that have a VFIO cdev, and nothing else: no file is opened to ask it. What such a function
+    /// is was read then; every other question is answered as if there was no such thing (`ENOENT`).
+    pub fn snapshot(&self) -> Result<Self, Errno> {
+        Snapshot::take(self).map(|snapshot| Self { source: Source::Snapshot(snapshot) })
+    }
+
+    /// Whether it cannot tell what has changed since it was read.
+    pub const fn is_snapshot(&self) -> bool {
+        matches!(self.source, Source::Snapshot(_))
     }
 
     /// The device number behind a character device's descriptor; `None` for any other kind of file.
@@ -115,8 +135,10 @@ impl Sysfs {
 
     /// Whether a device number is `/dev/iommu`'s.
     pub fn is_iommufd(&self, number: DeviceNumber) -> bool {
-        let expected = format!("{}:{}", number.major, number.minor);
-        self.attribute("class/misc/iommu/dev").is_ok_and(|found| found == expected)
+        match &self.source {
+            Source::Snapshot(snapshot) => snapshot.is_iommufd(number),
+            Source::Directory(_) => self.device_number("class/misc/iommu/dev") == Ok(number),
+        }
     }
 
     /// The PCI function a VFIO cdev belongs to.
@@ -125,6 +147,9 @@ impl Sysfs {
     ///
     /// `ENODEV` where the number is not a VFIO cdev's, or its parent is not a PCI function.
     pub fn function_of_cdev(&self, number: DeviceNumber) -> Result<PciAddress, Errno> {
+        if let Source::Snapshot(snapshot) = &self.source {
+            return snapshot.function_of_cdev(number);
+        }
         let directory = format!("dev/char/{}:{}", number.major, number.minor);
         let subsystem = self.link_target(&format!("{directory}/subsystem"))?;
         if subsystem != "vfio-dev" {
@@ -139,6 +164,9 @@ impl Sysfs {
     ///
     /// `ENOENT` where there is no such function (any more).
     pub fn function(&self, address: PciAddress) -> Result<Function, Errno> {
+        if let Source::Snapshot(snapshot) = &self.source {
+            return snapshot.function(address);
+        }
         let directory = format!("bus/pci/devices/{address}");
         Ok(Function {
             address,
@@ -196,6 +224,9 @@ impl Sysfs {
     /// Whether the firmware demands that a part of memory stays reachable for the function at its own address, which
     /// makes it unfit for a VM.
     pub fn has_firmware_mapping(&self, address: PciAddress) -> bool {
+        if let Source::Snapshot(snapshot) = &self.source {
+            return snapshot.has_firmware_mapping(address);
+        }
         let regions = self.attribute(&format!("bus/pci/devices/{address}/iommu_group/reserved_regions"));
         regions.is_ok_and(|regions| regions.lines().any(|region| region.ends_with(" direct")))
     }
@@ -212,6 +243,9 @@ impl Sysfs {
     /// Whether a device may be bound as far as its interrupts go: they are remapped where that is needed, or the kernel was
     /// told to do without.
     pub fn interrupts_allow_binding(&self) -> bool {
+        if let Source::Snapshot(snapshot) = &self.source {
+            return snapshot.interrupts_allow_binding();
+        }
         let unsafe_ones_are_allowed = || {
             let parameter = self.attribute("module/iommufd/parameters/allow_unsafe_interrupts");
             parameter.is_ok_and(|value| value == "Y")
@@ -250,6 +284,14 @@ impl Sysfs {
         }
     }
 
+    /// A number as sysfs writes it (`511:3`).
+    fn device_number(&self, path: &str) -> Result<DeviceNumber, Errno> {
+        let text = self.attribute(path)?;
+        let (major, minor) = text.split_once(':').ok_or(Errno::INVAL)?;
+        let number = |text: &str| text.parse().map_err(|_| Errno::INVAL);
+        Ok(DeviceNumber { major: number(major)?, minor: number(minor)? })
+    }
+
     fn hexadecimal<T: TryFrom<u32>>(&self, directory: &str, name: &str) -> Result<T, Errno> {
         let text = self.attribute(&format!("{directory}/{name}"))?;
         let digits = text.strip_prefix("0x").ok_or(Errno::INVAL)?;
@@ -273,13 +315,13 @@ impl Sysfs {
 
     /// What a link says, with the whole path.
     pub(crate) fn link(&self, path: &str) -> Result<String, Errno> {
-        let target = fs::readlinkat(&self.root, path, Vec::new())?;
+        let target = fs::readlinkat(self.root()?, path, Vec::new())?;
         target.into_string().map_err(|_| Errno::INVAL)
     }
 
     pub(crate) fn directory(&self, path: &str) -> Result<Vec<String>, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = fs::openat(&self.root, path, flags, Mode::empty())?;
+        let directory = fs::openat(self.root()?, path, flags, Mode::empty())?;
         let mut names = Vec::new();
         for entry in fs::Dir::new(directory)?.take(MAX_ENTRIES) {
             let name = entry?.file_name().to_string_lossy().into_owned();
@@ -292,11 +334,19 @@ impl Sysfs {
     }
 
     pub(crate) fn exists(&self, path: &str) -> bool {
-        fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+        self.root().and_then(|root| fs::statat(root, path, AtFlags::SYMLINK_NOFOLLOW)).is_ok()
     }
 
     fn open_file(&self, path: &str) -> Result<OwnedFd, Errno> {
-        fs::openat(&self.root, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        fs::openat(self.root()?, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    }
+
+    /// What everything is read below. There is nothing below a snapshot.
+    fn root(&self) -> Result<BorrowedFd<'_>, Errno> {
+        match &self.source {
+            Source::Directory(root) => Ok(root.as_fd()),
+            Source::Snapshot(_) => Err(Errno::NOENT),
+        }
     }
 }
 

@@ -46,7 +46,7 @@ use std::time::Instant;
 
 use protocol::extension::{BrokerMessage, EventKinds, MemberName, PciAddress};
 use protocol::{BrokerSession, ClientError, ControlClient, ServerRequest, SessionError};
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 pub use self::notice::{Notice, ServerEvent};
 use crate::reset::engine::broker::{self, Action, Broker};
@@ -54,6 +54,9 @@ pub use crate::reset::engine::broker::{MemberId, Patience};
 
 /// Most requests that are taken from a server before the next one has its turn; more than a channel holds.
 const MAX_REQUESTS_AT_ONCE: usize = 1024;
+
+/// How many descriptors of a server are watched: its connection and its channel.
+const DESCRIPTORS: usize = 2;
 
 /// A server, and the session with it.
 #[derive(Debug)]
@@ -116,7 +119,9 @@ impl ResetBroker {
     pub fn descriptors(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         self.servers.values().flat_map(|Server { session, .. }| {
             let room = if session.has_unsent() { PollFlags::OUT } else { PollFlags::empty() };
-            [(session.connection(), PollFlags::IN | room), (session.channel(), PollFlags::IN)]
+            let watched: [_; DESCRIPTORS] =
+                [(session.connection(), PollFlags::IN | room), (session.channel(), PollFlags::IN)];
+            watched
         })
     }
 
@@ -132,11 +137,22 @@ impl ResetBroker {
 
     /// Does what has become due, and tells what has happened since the last call. `now` never goes back.
     pub fn process(&mut self, now: Instant) -> Vec<Notice> {
-        for member in self.servers.keys().copied().collect::<Vec<_>>() {
+        for member in self.ready() {
             self.hear(member, now);
         }
         self.tell_broker(broker::Event::TimePassed, now);
         std::mem::take(&mut self.notices)
+    }
+
+    /// The servers that have said something, have room again, or are gone: one call tells, however many there are.
+    fn ready(&self) -> Vec<MemberId> {
+        let watch = |(fd, events)| PollFd::from_borrowed_fd(fd, events);
+        let mut watched: Vec<_> = self.descriptors().map(watch).collect();
+        let looked = poll(&mut watched, Some(&Timespec::default()));
+        let is_ready = |watched: &PollFd<'_>| looked.is_err() || !watched.revents().is_empty();
+        let (servers, _) = watched.as_chunks::<DESCRIPTORS>();
+        let members = self.servers.keys().zip(servers).filter(|(_, server)| server.iter().any(is_ready));
+        members.map(|(member, _)| *member).collect()
     }
 
     /// Takes what a server has said, and notices its end.

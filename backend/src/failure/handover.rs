@@ -69,6 +69,28 @@ impl Failure {
         )
     }
 
+    /// It has come since sysfs was read for the last time.
+    pub fn sysfs_off() -> Self {
+        failure(
+            "sysfs-off",
+            Errno::NODEV,
+            "the descriptor was refused",
+            "it was not the VFIO character device of a PCI function when the server started, which does not read sysfs since",
+            "Bind the function to vfio-pci before the server starts, or start the server with --sysfs on",
+        )
+    }
+
+    /// The server was started for just what it has.
+    pub fn devices_fixed(what: &str) -> Self {
+        failure(
+            "devices-fixed",
+            Errno::PERM,
+            format!("{what} was refused"),
+            "the server was started with --fixed-devices and serves only what it inherited",
+            "Start it with this one as well, by --iommufd-fd and --device-fd, or without --fixed-devices",
+        )
+    }
+
     /// The frontend used the name before.
     pub fn cookie_in_use(cookie: u64) -> Self {
         failure(

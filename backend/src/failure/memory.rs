@@ -6,6 +6,20 @@ use rustix::io::Errno;
 use vfio::{CallError, Iova};
 
 use super::{Failure, failure, in_words};
+use crate::memory_lock::MemoryLockSettings;
+
+/// What is known of memory that cannot be locked, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryShortage {
+    /// The whole table.
+    pub needed: u64,
+    /// How much this user's processes may lock.
+    pub limit: u64,
+    /// What this server had locked when that was refused.
+    pub charged: u64,
+    /// What was refused.
+    pub refused: u64,
+}
 
 /// Guest memory.
 impl Failure {
@@ -78,12 +92,32 @@ impl Failure {
     /// The kernel would not map.
     pub fn map(iova: Iova, size: u64, error: CallError) -> Self {
         let what = format!("{size:#x} bytes of guest memory cannot be mapped at {iova}");
-        if error.errno == Errno::NOMEM {
-            let fix = "Raise the limit by at least the guest's memory: LimitMEMLOCK= (systemd), \
-                       <memtune><hard_limit> (libvirt), ulimit -l";
-            return failure("memory-lock-limit", error.errno, what, in_words(error), fix);
-        }
         failure("map-failed", error.errno, what, in_words(error), "See the kernel's log")
+    }
+
+    /// More memory than may be locked.
+    pub fn memory_lock_limit(shortage: &MemoryShortage) -> Self {
+        let MemoryShortage { needed, limit, charged, refused } = *shortage;
+        let what = format!("guest memory of {needed} bytes cannot be pinned");
+        // The kernel refused because what is charged to others is in the way: at least so much.
+        let others = limit.saturating_sub(charged).saturating_sub(refused);
+        let (why, others) = if needed > limit {
+            (format!("the limit of locked memory was {limit} bytes when the server started"), 0)
+        } else {
+            let why = format!(
+                "the limit of locked memory is {limit} bytes, of which {charged} are charged to this server and more than {others} \
+                 to other processes of its user"
+            );
+            (why, others)
+        };
+        let MemoryLockSettings { systemd, libvirt, shell } =
+            MemoryLockSettings::new(needed.saturating_add(others), needed);
+        let besides = if others > 0 { " and what the other processes need" } else { "" };
+        let fix = format!(
+            "Start the server with a limit of at least {needed} bytes{besides}: {systemd} (systemd), {libvirt} (libvirt), {shell} \
+             (shell)"
+        );
+        failure("memory-lock-limit", Errno::NOMEM, what, why, fix)
     }
 
     /// The kernel would not unmap.
@@ -101,5 +135,36 @@ impl Failure {
             "the address space was adopted, and whoever allocated it maps it",
             "Send the memory table there",
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORTAGE: MemoryShortage =
+        MemoryShortage { needed: 16 << 30, limit: 8 << 30, charged: 0, refused: 16 << 30 };
+
+    #[test]
+    fn a_limit_that_is_too_low_is_told_with_the_one_that_is_needed() {
+        let failure = Failure::memory_lock_limit(&SHORTAGE).to_string();
+        for part in [
+            "17179869184 bytes cannot",
+            "was 8589934592 bytes",
+            "LimitMEMLOCK=17179869184 (",
+            "ulimit -l 16777216 ",
+        ] {
+            assert!(failure.contains(part), "{part}: {failure}");
+        }
+    }
+
+    #[test]
+    fn what_others_have_locked_is_added() {
+        let shortage = MemoryShortage { limit: 20 << 30, charged: 2 << 30, refused: 14 << 30, ..SHORTAGE };
+        let failure = Failure::memory_lock_limit(&shortage).to_string();
+        let limit = format!("LimitMEMLOCK={}", 20_u64 << 30);
+        for part in ["2147483648 are charged to this server", "more than 4294967296 to other", &limit] {
+            assert!(failure.contains(part), "{part}: {failure}");
+        }
     }
 }

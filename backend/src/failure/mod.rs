@@ -11,6 +11,7 @@ mod memory;
 mod message;
 mod reset;
 
+pub use self::memory::MemoryShortage;
 use protocol::ControlReply;
 use protocol::extension::Failure as Sentences;
 use rustix::io::Errno;

@@ -35,6 +35,7 @@ impl Machine {
         device.face = device.face.without_client();
         device.client = None;
         // What a job or a reset works on is left to that, and quieted when it is done.
+        device.is_left = is_away;
         if !is_away {
             device.leave_quiet();
         }

@@ -183,6 +183,7 @@ impl Machine {
         let is_over = matches!(access, Access::Open | Access::Lost);
         if let Some(device) = self.devices.get_mut(&cookie)
             && is_over
+            && device.is_left
             && !device.face.is_connected()
         {
             device.leave_quiet();

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use protocol::extension::{
     Cookie, DeviceFlags, DeviceInfo, GroupReason, IoasChoice, KernelFeatures, MAX_DEVICES, Name, ResetReport,
 };
+use vfio::device::NotACdev;
 use vfio::{Iommufd, PciAddress, Sysfs, UnboundDevice};
 
 pub use self::course::Effect;
@@ -28,6 +29,7 @@ use crate::address_space::AddressSpace;
 use crate::device::{DataFace, HeldDevice, Quiescer};
 use crate::failure::Failure;
 use crate::job::{Completion, Job, ReleasedSpace};
+use crate::memory_lock::MemoryLimit;
 use crate::memory_table::MemoryTable;
 use crate::owner::{ConnectionId, Owner};
 use crate::policy::Policies;
@@ -62,6 +64,9 @@ pub struct Machine {
     sysfs: Arc<Sysfs>,
     devices: BTreeMap<Cookie, HeldDevice>,
     address_space: Slot,
+    /// Whether nothing more is handed over.
+    has_fixed_devices: bool,
+    memory_limit: MemoryLimit,
     /// Whose memory table is in force.
     memory_owner: Option<Owner>,
     policies: Policies,
@@ -79,12 +84,14 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine without devices.
+    /// A machine without devices. What limits it is this process's from now on.
     pub fn new(sysfs: Sysfs, policies: Policies) -> Self {
         Self {
             sysfs: Arc::new(sysfs),
             devices: BTreeMap::new(),
             address_space: Slot::Empty,
+            has_fixed_devices: false,
+            memory_limit: MemoryLimit::of_this_process(),
             memory_owner: None,
             policies,
             engine: Engine::new(Settings::default()),
@@ -98,6 +105,11 @@ impl Machine {
         }
     }
 
+    /// From now on nothing more is handed over.
+    pub const fn fix_devices(&mut self) {
+        self.has_fixed_devices = true;
+    }
+
     /// Takes the VM's iommufd and makes an address space in it.
     pub fn set_iommufd(
         &mut self,
@@ -105,26 +117,35 @@ impl Machine {
         iommufd: OwnedFd,
         ioas: IoasChoice,
     ) -> Result<KernelFeatures, Failure> {
+        if self.has_fixed_devices {
+            return Err(Failure::devices_fixed("the iommufd"));
+        }
         let Slot::Empty = self.address_space else { return Err(Failure::iommufd_already_set()) };
         let iommufd = Iommufd::from_fd(iommufd, &self.sysfs).map_err(|_| Failure::not_an_iommufd())?;
         let accounting = iommufd.memory_accounting().map_err(Failure::no_address_space)?;
         log::info!("event=iommufd-set map-file={} memory-accounting={accounting:?}", iommufd.has_map_file());
         let features =
             if iommufd.has_map_file() { KernelFeatures::MAP_FILE } else { KernelFeatures::default() };
-        let address_space = AddressSpace::new(Arc::new(iommufd), ioas)?;
+        let address_space = AddressSpace::new(Arc::new(iommufd), ioas, self.memory_limit)?;
         self.address_space = Slot::Here(owner, address_space);
         Ok(features)
     }
 
     /// Binds a device and attaches it to the address space.
     pub fn add_device(&mut self, owner: Owner, cookie: Cookie, device: OwnedFd) -> Result<Job, Failure> {
+        if self.has_fixed_devices {
+            return Err(Failure::devices_fixed("the device"));
+        }
         if self.devices.contains_key(&cookie) {
             return Err(Failure::cookie_in_use(cookie.0));
         }
         if self.devices.len() >= usize::from(MAX_DEVICES) {
             return Err(Failure::too_many_devices(MAX_DEVICES.into()));
         }
-        let device = UnboundDevice::from_fd(device, &self.sysfs).map_err(|_| Failure::not_a_vfio_device())?;
+        let device = UnboundDevice::from_fd(device, &self.sysfs).map_err(|error| match error {
+            NotACdev::UnknownNumber => Failure::sysfs_off(),
+            NotACdev::Fstat(_) | NotACdev::OtherFile => Failure::not_a_vfio_device(),
+        })?;
         let address_space = self.take_address_space()?;
         Ok(Job::AddDevice { cookie, owner, device, address_space, sysfs: Arc::clone(&self.sysfs) })
     }

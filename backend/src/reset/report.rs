@@ -38,6 +38,18 @@ pub fn row(
     describe(set_of, affected, cookie, Neighbour::read(affected.address, sysfs).ok().as_ref())
 }
 
+/// A row of the group of `target` that a server could not describe because it does not read sysfs, described by who does. Who
+/// owns the function is the kernel's word, and stays.
+pub fn described_here(target: PciAddress, row: ResetGroupRow, sysfs: &Sysfs) -> ResetGroupRow {
+    if row.header_type != HEADER_TYPE_UNKNOWN {
+        return row;
+    }
+    let affected = AffectedFunction { address: local_address(row.address), ownership: Ownership::NotOwned };
+    let described = self::row(target, &affected, row.cookie(), sysfs);
+    let reason = if row.reason == RowReason::Unknown { described.reason } else { row.reason };
+    ResetGroupRow { ownership: row.ownership, reason, ..described }
+}
+
 /// The row of a function that sysfs describes so, or not at all, in the reset set of `set_of`.
 fn describe(
     set_of: Option<PciAddress>,

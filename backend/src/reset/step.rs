@@ -2,6 +2,7 @@
 
 //! The steps of resets that ask the kernel, and the threads on which they are done.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -42,27 +43,38 @@ impl Step {
     }
 }
 
-impl Work for Step {
-    type Outcome = (ResetId, Event);
-
-    fn carry_out(self) -> (ResetId, Event) {
-        let reset = self.reset();
-        let event = match self {
-            Self::Query(_, device) => {
+impl Step {
+    fn carry_out(self) -> Event {
+        match self {
+            Self::Query(reset, device) => {
                 let group = ResetGroup::of(&device).map_err(|error| error.errno);
                 Event::Queried(reset, group.as_ref().map(Scope::from).map_err(|errno| *errno))
             }
-            Self::Quiesce(_, cookie, device) => {
+            Self::Quiesce(reset, cookie, device) => {
                 Event::Quiesced(reset, cookie, device.quiesce().map_err(|error| error.errno))
             }
-            Self::Attempt(_, device, method) => {
+            Self::Attempt(reset, device, method) => {
                 Event::Attempted(reset, attempt(&device, method).map_err(|error| error.errno))
             }
-            Self::Restore(_, cookie, device) => {
+            Self::Restore(reset, cookie, device) => {
                 Event::Restored(reset, cookie, device.restore().map_err(|error| error.errno))
             }
-        };
-        (reset, event)
+        }
+    }
+}
+
+/// Steps of one reset that can be done one after the other. A reset goes on when all are, so it is told of all at once.
+#[derive(Debug)]
+struct Steps {
+    reset: ResetId,
+    steps: Vec<Step>,
+}
+
+impl Work for Steps {
+    type Outcome = (ResetId, Vec<Event>);
+
+    fn carry_out(self) -> (ResetId, Vec<Event>) {
+        (self.reset, self.steps.into_iter().map(Step::carry_out).collect())
     }
 }
 
@@ -80,7 +92,7 @@ fn attempt(device: &Device, method: ResetMethod) -> Result<ResetOutcome, CallErr
 /// they are done in their order.
 #[derive(Debug)]
 pub struct ResetThreads {
-    worker: Worker<Step>,
+    worker: Worker<Steps>,
     under_way: [Vec<ResetId>; THREADS],
 }
 
@@ -90,36 +102,44 @@ impl ResetThreads {
         Ok(Self { worker: Worker::start("reset", THREADS, confine)?, under_way: Default::default() })
     }
 
-    /// Has a step done.
+    /// Has steps done; those of one reset in their order.
     ///
     /// # Errors
     ///
     /// As [`Worker::submit`].
-    pub fn submit(&mut self, step: Step) -> io::Result<()> {
-        let reset = step.reset();
+    pub fn submit(&mut self, steps: Vec<Step>) -> io::Result<()> {
+        let mut resets: BTreeMap<ResetId, Vec<Step>> = BTreeMap::new();
+        for step in steps {
+            resets.entry(step.reset()).or_default().push(step);
+        }
+        resets.into_iter().try_for_each(|(reset, steps)| self.submit_to_thread(Steps { reset, steps }))
+    }
+
+    fn submit_to_thread(&mut self, steps: Steps) -> io::Result<()> {
+        let reset = steps.reset;
         let threads = || self.under_way.iter().enumerate();
         let same = threads().find(|(_, resets)| resets.contains(&reset));
         let least_busy = || threads().min_by_key(|(_, resets)| resets.len());
         let thread = same.or_else(least_busy).map_or(0, |(thread, _)| thread);
-        self.worker.submit(thread, step)?;
+        self.worker.submit(thread, steps)?;
         if let Some(resets) = self.under_way.get_mut(thread) {
             resets.push(reset);
         }
         Ok(())
     }
 
-    /// What the engine is to be told of a step that is done, if there is one.
-    pub fn outcome(&mut self) -> Option<Event> {
-        let (reset, event) = self.worker.outcome()?;
+    /// What the engine is to be told of steps that are done, if there are any.
+    pub fn outcome(&mut self) -> Option<Vec<Event>> {
+        let (reset, events) = self.worker.outcome()?;
         for resets in &mut self.under_way {
             if let Some(place) = resets.iter().position(|other| *other == reset) {
                 resets.swap_remove(place);
             }
         }
-        Some(event)
+        Some(events)
     }
 
-    /// Readable when a step is done.
+    /// Readable when steps are done.
     pub fn ready(&self) -> BorrowedFd<'_> {
         self.worker.ready()
     }

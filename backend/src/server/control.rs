@@ -15,6 +15,16 @@ use crate::failure::Failure;
 use crate::owner::ConnectionId;
 use crate::reset::engine::{Access, Occasion};
 
+/// What a request has to wait for.
+enum Delay {
+    /// The job in flight, or what a closed connection leaves behind.
+    Job,
+    /// A reset.
+    Reset,
+    /// A reset of the device that the request is about.
+    ResetOf(Cookie),
+}
+
 impl Server {
     /// Something has come, or there is room to send.
     pub(super) fn control_ready(&mut self, token: Token, mut peer: ControlPeer) {
@@ -47,31 +57,15 @@ impl Server {
         header: VhostUserHeader,
         request: ControlRequest,
     ) {
-        let takes_place = self
-            .withdrawals
-            .iter()
-            .find(|gone| ControlSession::needs_withdrawal_of(**gone, &request, &self.machine));
-        match takes_place {
-            // That waits for a reset itself.
-            Some(gone) if !self.machine.in_reset_of(*gone).is_empty() => {
-                return self.hold_off(token, peer, header, request);
-            }
-            None if self.in_flight.is_none() || !ControlSession::has_to_wait(&request) => {}
-            _ => {
+        match self.delay_of(&request) {
+            Some(Delay::Job) => {
                 peer.held = Some((header, request));
                 self.waiting.push_back(token);
                 return self.keep_control(token, peer);
             }
-        }
-        if let ControlRequest::AddDevice { device, .. } = &request
-            && self.machine.is_set_in_reset(device.as_fd())
-        {
-            // The bind would wait in the kernel, and whatever needs the worker behind it.
-            return self.hold_off(token, peer, header, request);
-        }
-        let in_reset = ControlSession::device_at_rest(&request);
-        if let Some(cookie) = in_reset.filter(|cookie| self.machine.is_in_reset(*cookie)) {
-            return self.wait_for_reset(token, peer, header, request, cookie);
+            Some(Delay::Reset) => return self.hold_off(token, peer, header, request),
+            Some(Delay::ResetOf(cookie)) => return self.wait_for_reset(token, peer, header, request, cookie),
+            None => {}
         }
         let reply = match peer.session.handle(request, &mut self.machine) {
             Ok(Step::Reply(reply)) => reply,
@@ -104,6 +98,28 @@ impl Server {
             Err(failure) => failure.into(),
         };
         self.reply_control(token, peer, header, &reply);
+    }
+
+    /// What has to be over before the request can be carried out.
+    fn delay_of(&self, request: &ControlRequest) -> Option<Delay> {
+        let takes_place_of = self
+            .withdrawals
+            .iter()
+            .find(|gone| ControlSession::needs_withdrawal_of(**gone, request, &self.machine));
+        match takes_place_of {
+            // That waits for a reset itself.
+            Some(gone) if !self.machine.in_reset_of(*gone).is_empty() => return Some(Delay::Reset),
+            None if self.in_flight.is_none() || !ControlSession::has_to_wait(request) => {}
+            _ => return Some(Delay::Job),
+        }
+        if let ControlRequest::AddDevice { device, .. } = request
+            && self.machine.is_set_in_reset(device.as_fd())
+        {
+            // The bind would wait in the kernel, and whatever needs the worker behind it.
+            return Some(Delay::Reset);
+        }
+        let at_rest = ControlSession::device_at_rest(request);
+        at_rest.filter(|cookie| self.machine.is_in_reset(*cookie)).map(Delay::ResetOf)
     }
 
     /// A request for a device that is being reset waits for that, or is refused where waiting takes too long.
@@ -149,9 +165,11 @@ impl Server {
         reply: &ControlReply,
     ) {
         let request = header.request;
-        if let ControlReply::Refused { errno, failure } = reply {
+        if let ControlReply::Refused { errno, failure } = reply
+            && let Some(number) = peer.refusals.note()
+        {
             log::warn!(
-                "event=refused connection={} request={request} errno={} reason=\"{failure}\"",
+                "event=refused connection={} number={number} request={request} errno={} reason=\"{failure}\"",
                 token.0,
                 errno.raw_os_error()
             );
@@ -159,7 +177,7 @@ impl Server {
         peer.session.note(request, reply);
         let is_answered = request.is_always_answered() || peer.session.acknowledges(header.needs_reply());
         if is_answered && peer.send(VhostUserHeader::reply(request), &reply.encode(request)).is_err() {
-            return self.close_control(token);
+            return self.close_control(token, &peer);
         }
         self.keep_control(token, peer);
     }
@@ -170,7 +188,7 @@ impl Server {
             Ok(()) => drop(self.endpoints.insert(token, Endpoint::Control(peer))),
             Err(errno) => {
                 log::error!("event=watch-failed connection={} errno={}", token.0, errno.raw_os_error());
-                self.close_control(token);
+                self.close_control(token, &peer);
             }
         }
     }
@@ -184,11 +202,12 @@ impl Server {
             // The peer may be gone: then there is nobody to tell.
             let _ = peer.send(VhostUserHeader::reply(request), &failure.refusal(error.errno()));
         }
-        self.close_control(token);
+        self.close_control(token, &peer);
     }
 
     /// What a closed connection handed over is withdrawn as soon as the job in flight allows.
-    fn close_control(&mut self, token: Token) {
+    fn close_control(&mut self, token: Token, peer: &ControlPeer) {
+        peer.refusals.log_the_rest(token);
         log::info!("event=control-closed connection={}", token.0);
         self.close_channel(token);
         self.withdrawals.push_back(ConnectionId(token.0));

@@ -4,8 +4,10 @@
 
 mod channel;
 mod control;
+mod listening;
 pub mod peer;
 pub mod poller;
+pub mod refusals;
 mod reset;
 mod vfio_user;
 
@@ -19,10 +21,10 @@ use std::time::Instant;
 use protocol::extension::Cookie;
 use protocol::vfio_user::{Reply, Request as VfioUserRequest, VfioUserHeader};
 use protocol::{ControlReply, ControlRequest, ReceiveError, VhostUserHeader};
-use rustix::io::Errno;
 use sandbox::{Filters, Thread};
 
 use self::channel::Channel;
+use self::listening::Doorkeeper;
 use self::peer::Peer;
 use self::poller::{Interest, Poller, Token, Watched};
 use self::reset::{Handout, vm_of};
@@ -37,7 +39,7 @@ use crate::notice::NoticeKind;
 use crate::owner::ConnectionId;
 use crate::reset::engine::RequestId;
 use crate::reset::step::ResetThreads;
-use crate::worker::Worker;
+use crate::worker::{Work, Worker};
 
 // Boxed: a client leaves the table for each of its messages and comes back.
 type ControlPeer = Box<Peer<VhostUserHeader, ControlSession, (VhostUserHeader, ControlRequest)>>;
@@ -99,15 +101,14 @@ pub struct Server {
     /// The connections of which each ends the process when it ends.
     lifelines: Vec<Token>,
     is_terminated: bool,
-    /// Given up for a moment to turn a client away when no more files can be opened.
-    spare: Option<OwnedFd>,
+    doorkeeper: Doorkeeper,
 }
 
 impl Server {
     /// A server without clients. Its threads are confined by these filters, if any; so must be the one that runs it.
     pub fn new(machine: Machine, filters: Option<&Filters>) -> io::Result<Self> {
         let worker = Worker::start("worker", 1, confinement(filters, Thread::Worker))?;
-        let spare = Some(worker.ready().try_clone_to_owned()?);
+        let doorkeeper = Doorkeeper::new(worker.ready().try_clone_to_owned()?);
         let mut server = Self {
             poller: Poller::new()?,
             machine,
@@ -125,7 +126,7 @@ impl Server {
             held_off: Vec::new(),
             lifelines: Vec::new(),
             is_terminated: false,
-            spare,
+            doorkeeper,
         };
         let finished = server.worker.ready().try_clone_to_owned()?;
         server.watch(finished, Endpoint::Worker)?;
@@ -163,13 +164,10 @@ impl Server {
         Ok(())
     }
 
-    /// Runs a job before the first message: a device of the command line.
+    /// Runs a job before the first message: a device of the command line. On this thread, which may do more than the worker
+    /// as long as it has no filter.
     pub fn run_job(&mut self, job: Job) -> Result<(), Failure> {
-        self.submit(job, Asker::Nobody);
-        let completion = self.worker.outcome().or_else(|| self.worker.wait());
-        self.in_flight = None;
-        let Some(completion) = completion else { return Ok(()) };
-        match self.machine.finish(completion)? {
+        match self.machine.finish(job.carry_out())? {
             Answer::DeviceAdded(info) => self.watch_notices(info.cookie),
             Answer::Done | Answer::Reset(_) => {}
         }
@@ -185,7 +183,8 @@ impl Server {
     pub fn run(mut self) -> io::Result<()> {
         let mut ready = Vec::new();
         while !self.is_done() {
-            let deadline = self.deadlines().chain(self.machine.wakes_at()).chain(self.polls_at()).min();
+            let deadlines = self.deadlines().chain(self.accepts_again_at());
+            let deadline = deadlines.chain(self.machine.wakes_at()).chain(self.polls_at()).min();
             let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             self.poller.wait(timeout, &mut ready)?;
             for token in ready.drain(..) {
@@ -193,6 +192,7 @@ impl Server {
             }
             if deadline.is_some_and(|at| at <= Instant::now()) {
                 self.close_overdue();
+                self.accept_again();
                 self.machine.pass_time();
             }
             self.proceed();
@@ -204,7 +204,10 @@ impl Server {
             let _ = self.machine.finish(completion);
         }
         let farewell = self.machine.dissolve();
-        self.run_job(farewell).map_err(io::Error::other)
+        self.submit(farewell, Asker::Nobody);
+        let released =
+            self.worker.wait().map_or(Ok(Answer::Done), |completion| self.machine.finish(completion));
+        released.map(drop).map_err(io::Error::other)
     }
 
     fn is_done(&self) -> bool {
@@ -230,14 +233,14 @@ impl Server {
     fn handle_event(&mut self, token: Token) {
         let Some(endpoint) = self.endpoints.remove(&token) else { return };
         match endpoint {
-            Endpoint::ControlListener(listener) => {
-                if let Some(stream) = self.accept(&listener.source) {
+            Endpoint::ControlListener(mut listener) => {
+                if let Some(stream) = self.accept(&mut listener) {
                     self.add_control(stream);
                 }
                 self.endpoints.insert(token, Endpoint::ControlListener(listener));
             }
-            Endpoint::FaceListener(cookie, listener) => {
-                if let Some(stream) = self.accept(&listener.source) {
+            Endpoint::FaceListener(cookie, mut listener) => {
+                if let Some(stream) = self.accept(&mut listener) {
                     self.add_vfio_user(cookie, stream, DataFace::Connected);
                 }
                 self.endpoints.insert(token, Endpoint::FaceListener(cookie, listener));
@@ -262,8 +265,10 @@ impl Server {
             }
             Endpoint::ResetThreads(finished) => {
                 self.endpoints.insert(token, Endpoint::ResetThreads(finished));
-                while let Some(event) = self.reset_threads.outcome() {
-                    self.machine.step_done(event);
+                while let Some(events) = self.reset_threads.outcome() {
+                    for event in events {
+                        self.machine.step_done(event);
+                    }
                 }
             }
             Endpoint::Notice(cookie, kind, eventfd) => {
@@ -277,25 +282,6 @@ impl Server {
                 self.is_terminated = true;
             }
         }
-    }
-
-    /// The next client of a listening socket, if it is still there.
-    fn accept(&mut self, listener: &UnixListener) -> Option<UnixStream> {
-        // Whoever handed the socket over may have made it a blocking one again.
-        let accepted = listener.set_nonblocking(true).and_then(|()| listener.accept());
-        let error = match accepted {
-            Ok((stream, _)) => return Some(stream),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-            Err(error) => error,
-        };
-        log::warn!("event=accept-failed reason=\"{error}\"");
-        if Errno::from_io_error(&error) == Some(Errno::MFILE) {
-            // Left waiting, the client would wake the loop again and again: it finds the connection closed instead.
-            drop(self.spare.take());
-            drop(listener.accept());
-            self.spare = self.worker.ready().try_clone_to_owned().ok();
-        }
-        None
     }
 
     fn add_control(&mut self, stream: UnixStream) -> Token {

@@ -9,6 +9,7 @@ use protocol::{Connection, Endpoint, Frame, Header, ReceiveError, SendError};
 use rustix::io::Errno;
 
 use super::poller::{Interest, Poller, Token, Watched};
+use super::refusals::Refusals;
 
 /// How long a message may take from its first byte to its last.
 pub const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
@@ -23,13 +24,15 @@ pub struct Peer<H: Header, S, R> {
     pub held: Option<R>,
     /// Whether a job works for this client; nothing is received meanwhile, so that requests are answered in order.
     pub is_served_by_job: bool,
+    /// What it was refused.
+    pub refusals: Refusals,
 }
 
 impl<H: Header, S, R> Peer<H, S, R> {
     /// A client that has just connected. It is not watched yet.
     pub fn new(poller: &Poller, token: Token, stream: UnixStream, session: S) -> Self {
         let connection = poller.watched(Connection::new(stream, Endpoint::Server), token);
-        Self { connection, session, held: None, is_served_by_job: false }
+        Self { connection, session, held: None, is_served_by_job: false, refusals: Refusals::default() }
     }
 
     /// The next request, if it is complete. What waits to be sent goes first.

@@ -39,20 +39,23 @@ impl Server {
             if effects.is_empty() {
                 return;
             }
+            let mut steps = Vec::new();
             for effect in effects {
-                self.carry_out(effect);
+                match effect {
+                    Effect::Step(step) => steps.push(step),
+                    effect => self.carry_out(effect),
+                }
+            }
+            if let Err(error) = self.reset_threads.submit(steps) {
+                log::error!("event=worker-lost reason=\"{error}\"");
+                self.is_terminated = true;
             }
         }
     }
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Step(step) => {
-                if let Err(error) = self.reset_threads.submit(step) {
-                    log::error!("event=worker-lost reason=\"{error}\"");
-                    self.is_terminated = true;
-                }
-            }
+            Effect::Step(_) => {}
             Effect::Answer(id, result) => {
                 if let Some(asker) = self.reset_askers.remove(&id) {
                     self.deliver(asker, result.map(Answer::Reset));

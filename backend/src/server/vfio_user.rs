@@ -83,11 +83,13 @@ impl Server {
         let (header_of_reply, body) = match outcome {
             Ok(reply) => (header.reply(), reply.encode()),
             Err(failure) => {
-                log::warn!(
-                    "event=refused connection={} command={} reason=\"{failure}\"",
-                    token.0,
-                    header.command
-                );
+                if let Some(number) = peer.refusals.note() {
+                    log::warn!(
+                        "event=refused connection={} number={number} command={} reason=\"{failure}\"",
+                        token.0,
+                        header.command
+                    );
+                }
                 (header.error_reply(failure.errno), Vec::new())
             }
         };
@@ -116,6 +118,7 @@ impl Server {
             let failure = Sentences::from(error);
             log::warn!("event=connection-broken connection={} reason=\"{failure}\"", token.0);
         }
+        peer.refusals.log_the_rest(token);
         log::info!("event=vfio-user-closed connection={} cookie={:#x} reason=\"{error}\"", token.0, cookie.0);
         self.machine.disconnect(cookie);
         let who = format!("client connection={}", token.0);

@@ -308,6 +308,47 @@ fn a_group_of_absurd_size_is_malformed() {
     server.end(client);
 }
 
+/// A server is no more to be believed than a client.
+#[test]
+fn counts_that_a_server_makes_up_are_malformed() {
+    let report = ResetReport {
+        epoch: Epoch(1),
+        duration: Duration::ZERO,
+        method: ResetMethod::Hot,
+        outcome: ResetOutcome::Done,
+        attempts: 1,
+        affected: vec![COOKIE],
+    };
+    // Each has one element, and its count stands so many bytes before the end.
+    for (request, reply, place) in [
+        (RequestNumber::LIST_DEVICES, ControlReply::Devices(vec![COOKIE]), 16),
+        (RequestNumber::RESET, ControlReply::Reset(report), 12),
+        (
+            RequestNumber::GET_RESET_GROUP,
+            ControlReply::ResetGroup(group(1, 1).page(0, 1)),
+            4 + size_of::<ResetGroupRow>(),
+        ),
+    ] {
+        let good = reply.encode(request);
+        let place = good.len() - place;
+        assert_eq!(good[place..place + 4], 1_u32.to_ne_bytes(), "the count of {request}");
+        for count in [0_u32, 2, 1 << 16, 1 << 31, u32::MAX] {
+            let mut made_up = good.clone();
+            made_up[place..place + 4].copy_from_slice(&count.to_ne_bytes());
+            let (_server, mut client) = answered(request, &made_up);
+            let outcome = match request {
+                RequestNumber::LIST_DEVICES => client.list_devices().map(drop),
+                RequestNumber::RESET => client.reset(COOKIE, None, None).map(drop),
+                _ => client.reset_group(COOKIE).map(drop),
+            };
+            assert!(
+                matches!(outcome, Err(ClientError::Malformed { .. })),
+                "{count} in {request}: {outcome:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn pages_that_end_too_early_are_malformed() {
     let (server, mut client) = Server::negotiated(|request| match request {

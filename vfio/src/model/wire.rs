@@ -5,6 +5,7 @@
 //! An open file is one end of a `SOCK_SEQPACKET` pair. A request carries, before the descriptors that the call names, one
 //! more on which its reply is awaited: so threads and processes that share an open file do not take each other's replies.
 
+use std::cell::RefCell;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,7 +23,6 @@ pub(crate) const MAX_DESCRIPTORS: usize = 253;
 /// Most bytes of data in a message; longer reads and writes take several.
 pub(crate) const MAX_DATA: usize = 64 << 10;
 const HEADER: usize = 24;
-const MAX_MESSAGE: usize = HEADER + MAX_DATA;
 const SEND_SPACE: usize = cmsg_space!(ScmRights(MAX_DESCRIPTORS));
 const RECEIVE_SPACE: usize = cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1));
 
@@ -214,13 +214,21 @@ struct Message {
     sender: Option<Sender>,
 }
 
+thread_local! {
+    /// Room for the data of the longest message: most are short, and zeroing it anew would take longer than the rest.
+    static ROOM: RefCell<Box<[u8]>> = RefCell::new(vec![0; MAX_DATA].into());
+}
+
 fn receive(from: BorrowedFd<'_>, flags: RecvFlags) -> Result<Option<Message>, Errno> {
+    ROOM.with_borrow_mut(|room| receive_into(room, from, flags))
+}
+
+fn receive_into(room: &mut [u8], from: BorrowedFd<'_>, flags: RecvFlags) -> Result<Option<Message>, Errno> {
     let mut space = [MaybeUninit::uninit(); RECEIVE_SPACE];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut header = [0; HEADER];
-    let mut data = vec![0; MAX_MESSAGE - HEADER];
     let received = loop {
-        let mut buffers = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut data)];
+        let mut buffers = [IoSliceMut::new(&mut header), IoSliceMut::new(room)];
         match recvmsg(from, &mut buffers, &mut control, flags | RecvFlags::CMSG_CLOEXEC) {
             Err(Errno::INTR) => {}
             Err(Errno::CONNRESET) => return Ok(None),
@@ -246,7 +254,7 @@ fn receive(from: BorrowedFd<'_>, flags: RecvFlags) -> Result<Option<Message>, Er
     if bytes < HEADER || flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
         return Err(Errno::PROTO);
     }
-    data.truncate(bytes - HEADER);
+    let data = room.get(..bytes - HEADER).ok_or(Errno::PROTO)?.to_vec();
     Ok(Some(Message { header, data, descriptors, sender }))
 }
 

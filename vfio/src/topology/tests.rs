@@ -28,6 +28,9 @@ fn tree() -> (tempfile::TempDir, Sysfs) {
     create_dir_all(path("dev/char/511:3")).unwrap();
     symlink("../../../class/vfio-dev", path("dev/char/511:3/subsystem")).unwrap();
     symlink("../../0000:01:00.0", path("dev/char/511:3/device")).unwrap();
+    create_dir_all(path("class/vfio-dev")).unwrap();
+    symlink("../../dev/char/511:3", path("class/vfio-dev/vfio3")).unwrap();
+    write(path("dev/char/511:3/dev"), "511:3\n").unwrap();
     create_dir_all(path("class/misc/iommu")).unwrap();
     write(path("class/misc/iommu/dev"), "10:123\n").unwrap();
     let sysfs = Sysfs::open_at(root.path()).unwrap();
@@ -98,4 +101,26 @@ fn only_a_character_device_has_a_number() {
     assert_eq!(Sysfs::character_device(null.as_fd()), Ok(Some(expected)));
     let file = tempfile::tempfile().unwrap();
     assert_eq!(Sysfs::character_device(file.as_fd()), Ok(None));
+}
+
+#[test]
+fn a_snapshot_knows_the_functions_that_had_a_cdev_and_opens_nothing() {
+    let (root, sysfs) = tree();
+    let function = sysfs.function(address("0000:01:00.0"));
+    let snapshot = sysfs.snapshot().unwrap();
+    drop(root);
+    assert_eq!(snapshot.function_of_cdev(DeviceNumber { major: 511, minor: 3 }), Ok(address("0000:01:00.0")));
+    assert_eq!(snapshot.function(address("0000:01:00.0")), function);
+    assert!(snapshot.is_iommufd(DeviceNumber { major: 10, minor: 123 }));
+}
+
+#[test]
+fn a_snapshot_knows_nothing_else() {
+    let (_root, sysfs) = tree();
+    let snapshot = sysfs.snapshot().unwrap();
+    assert_eq!(snapshot.function(address("0000:01:00.1")), Err(Errno::NOENT), "it had no cdev");
+    assert_eq!(snapshot.function_of_cdev(DeviceNumber { major: 1, minor: 3 }), Err(Errno::NOENT));
+    assert_eq!(snapshot.group_siblings(address("0000:01:00.0")), Err(Errno::NOENT));
+    assert_eq!(snapshot.is_enabled(address("0000:01:00.0")), Err(Errno::NOENT));
+    assert!(!snapshot.is_iommufd(DeviceNumber { major: 10, minor: 232 }));
 }

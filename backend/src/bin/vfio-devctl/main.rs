@@ -28,9 +28,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use protocol::extension::{Cookie, DEFAULT_RESET_DEADLINE, DeviceInfo, LONGEST_ATTEMPT, ResetMethod};
+use protocol::extension::{
+    Cookie, DEFAULT_RESET_DEADLINE, DeviceInfo, LONGEST_ATTEMPT, ResetGroup, ResetMethod,
+};
 use protocol::{ClientError, ControlClient};
 use vhost_device_vfio::host::{Host, HostArguments};
+use vhost_device_vfio::reset::report;
 
 use self::holder::Holder;
 use self::launch::Launch;
@@ -176,7 +179,7 @@ fn show_reset_group(
 ) -> Result<ResetGroupView, ToolError> {
     let mut client = connect(&server.socket)?;
     let device = find(&mut client, device)?;
-    let group = client.reset_group(device.cookie)?;
+    let group = described_group(client.reset_group(device.cookie)?, &device, host);
     let holders = Holder::find(Path::new(holder::PROC), host, &group.rows);
     let view = ResetGroupView::new(&device, &group, &holders, &server.socket);
     if !form.tree && form.svg.is_none() {
@@ -187,6 +190,14 @@ fn show_reset_group(
         drawing.write_svg(path)?;
     }
     Ok(if form.tree { view.with_tree(&drawing) } else { view })
+}
+
+/// A server that does not read sysfs leaves to the tool what sysfs says of the group's functions.
+fn described_group(group: ResetGroup, device: &DeviceInfo, host: &Host) -> ResetGroup {
+    let Ok(sysfs) = host.sysfs() else { return group };
+    let target = report::local_address(device.address);
+    let rows = group.rows.into_iter().map(|row| report::described_here(target, row, &sysfs)).collect();
+    ResetGroup { rows, ..group }
 }
 
 fn run(command: Command, host: &Host, json: bool) -> Result<ExitCode, ToolError> {

@@ -6,12 +6,10 @@
 use std::str::FromStr;
 
 use serde::Serialize;
+use vhost_device_vfio::memory_lock::MemoryLockSettings;
 
 /// The kernel counts in pages.
 const PAGE: u64 = 4096;
-const KIB: u64 = 1 << 10;
-/// What libvirt itself adds for a VM with devices: its limit is one for all of QEMU's memory.
-const LIBVIRT_EXTRA: u64 = 1 << 30;
 
 /// A size in bytes, more than none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +31,12 @@ struct Settings {
     systemd: String,
     libvirt: String,
     shell: String,
+}
+
+impl From<MemoryLockSettings> for Settings {
+    fn from(MemoryLockSettings { systemd, libvirt, shell }: MemoryLockSettings) -> Self {
+        Self { systemd, libvirt, shell }
+    }
 }
 
 impl FromStr for MemorySize {
@@ -59,16 +63,7 @@ impl MemoryLock {
     pub(crate) fn new(size: MemorySize, vms: usize) -> Self {
         let bytes_per_vm = size.0.next_multiple_of(PAGE);
         let bytes = bytes_per_vm.saturating_mul(u64::try_from(vms).unwrap_or(u64::MAX));
-        let libvirt = (bytes_per_vm + LIBVIRT_EXTRA) / KIB;
-        Self {
-            bytes_per_vm,
-            bytes,
-            settings: Settings {
-                systemd: format!("LimitMEMLOCK={bytes}"),
-                libvirt: format!("<memtune><hard_limit unit='KiB'>{libvirt}</hard_limit></memtune>"),
-                shell: format!("ulimit -l {}", bytes / KIB),
-            },
-        }
+        Self { bytes_per_vm, bytes, settings: MemoryLockSettings::new(bytes, bytes_per_vm).into() }
     }
 
     /// The lines for a person.

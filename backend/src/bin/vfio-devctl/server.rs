@@ -85,7 +85,7 @@ pub(crate) fn program(named: Option<&Path>) -> PathBuf {
 
 /// Listens at a new path.
 pub(crate) fn listen(path: &Path) -> Result<(OwnSocket, UnixListener), ToolError> {
-    OwnSocket::bind(path).map_err(|error| ToolError::socket(path, &error))
+    OwnSocket::bind(path, None).map_err(|error| ToolError::socket(path, &error))
 }
 
 /// The machine's sysfs.

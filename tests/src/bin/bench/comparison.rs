@@ -2,6 +2,7 @@
 
 //! One line of output: a figure, the figure it is compared with, the ratio of the two, the goal.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -41,8 +42,12 @@ impl fmt::Display for Figure {
 pub(crate) enum Goal {
     /// A ratio of at most so much.
     Ratio(f64),
+    /// A time longer by at most that.
+    Difference(Duration),
     /// A figure of at most so many MiB.
     Mebibytes(u32),
+    /// A figure of at most so many milliseconds.
+    Milliseconds(u32),
     /// Nothing: the comparison is there to understand the others.
     None,
 }
@@ -51,7 +56,9 @@ impl fmt::Display for Goal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ratio(ratio) => write!(f, "ratio <= {ratio}"),
+            Self::Difference(time) => write!(f, "difference <= {}", Figure::Time(*time)),
             Self::Mebibytes(size) => write!(f, "figure <= {size} MiB"),
+            Self::Milliseconds(time) => write!(f, "figure <= {time} ms"),
             Self::None => f.write_str("-"),
         }
     }
@@ -61,7 +68,7 @@ impl fmt::Display for Goal {
 #[derive(Debug)]
 pub(crate) struct Comparison {
     pub(crate) figure: Figure,
-    pub(crate) other_name: &'static str,
+    pub(crate) other_name: Cow<'static, str>,
     pub(crate) other: Figure,
     pub(crate) goal: Goal,
 }
@@ -70,7 +77,14 @@ impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { figure, other_name, other, goal } = self;
         let ratio = figure.number() / other.number();
-        write!(f, "{figure:>10}  {other_name:<22} {other:>10}  {ratio:>6.2}  {goal}")
+        write!(f, "{figure:>10}  {other_name:<22} {other:>10}  {ratio:>6.2}  {goal}")?;
+        match (goal, figure, other) {
+            (Goal::Difference(_), Figure::Time(figure), Figure::Time(other)) => {
+                let sign = if figure < other { "-" } else { "" };
+                write!(f, " (it is {sign}{})", Figure::Time(figure.abs_diff(*other)))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

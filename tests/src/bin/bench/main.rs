@@ -7,19 +7,29 @@
 
 mod comparison;
 mod contest;
+mod coordinated_reset;
 mod echo;
 mod exchange;
 mod memory_table;
+mod modelled_slot;
+mod pinned_memory;
 mod processor;
+mod reset_engine;
+mod reset_set;
 mod resident_memory;
 mod round_trip;
+mod served_vm;
 mod start_up;
 
 use std::process::ExitCode;
 
 use comparison::{Comparison, print_heading};
 
-/// The two functions of the topology.
+/// Two functions of one IOMMU group.
+const EDU_PAIR: &str = "edu-pair";
+/// Two functions of one reset set in two groups, each with a reset of its own.
+const IGB_PAIR: &str = "igb-pair";
+/// The two functions of each topology.
 const FIRST: &str = "0000:01:00.0";
 const SECOND: &str = "0000:01:00.1";
 
@@ -28,10 +38,10 @@ const SECOND: &str = "0000:01:00.1";
 enum Place {
     /// Anywhere; so on the processor that there is, not on one that is emulated.
     Host,
-    /// Where the devices are.
-    TestMachine,
-    /// In both: what is measured in one of them can be compared with it.
-    Both,
+    /// A test machine of this topology: where the devices are.
+    Machine(&'static str),
+    /// On both the host and this test machine: what is measured in one of them can be compared with it.
+    Both(&'static str),
 }
 
 /// What can be asked for.
@@ -41,13 +51,20 @@ struct Benchmark {
     run: fn() -> Vec<Comparison>,
 }
 
-const BENCHMARKS: [Benchmark; 6] = [
+const BENCHMARKS: [Benchmark; 9] = [
     Benchmark { name: "start-up", place: Place::Host, run: start_up::start_up },
     Benchmark { name: "resident-memory", place: Place::Host, run: resident_memory::resident_memory },
-    Benchmark { name: "features", place: Place::Both, run: round_trip::features },
-    Benchmark { name: "reset-group", place: Place::TestMachine, run: round_trip::reset_group },
-    Benchmark { name: "region-read", place: Place::TestMachine, run: round_trip::region_read },
-    Benchmark { name: "memory-table", place: Place::TestMachine, run: memory_table::memory_table },
+    Benchmark { name: "features", place: Place::Both(EDU_PAIR), run: round_trip::features },
+    Benchmark { name: "reset-group", place: Place::Machine(EDU_PAIR), run: round_trip::reset_group },
+    Benchmark { name: "region-read", place: Place::Machine(EDU_PAIR), run: round_trip::region_read },
+    Benchmark { name: "memory-table", place: Place::Machine(EDU_PAIR), run: memory_table::memory_table },
+    Benchmark { name: "reset-engine", place: Place::Host, run: reset_engine::reset_engine },
+    Benchmark {
+        name: "coordinated-reset",
+        place: Place::Machine(IGB_PAIR),
+        run: coordinated_reset::coordinated_reset,
+    },
+    Benchmark { name: "pinned-memory", place: Place::Machine(IGB_PAIR), run: pinned_memory::pinned_memory },
 ];
 
 /// The benchmarks of these names, all without any.
@@ -65,15 +82,15 @@ fn select(names: &[String]) -> Result<Vec<&'static Benchmark>, String> {
     names.iter().map(find).collect()
 }
 
-/// Prints which of `names` are for the place.
+/// Prints which of `names` are for the place: `host`, or the topology of a test machine.
 fn list(place: &str, names: &[String]) -> Result<(), String> {
-    let place = match place {
-        "host" => Place::Host,
-        "test-machine" => Place::TestMachine,
-        other => return Err(format!("there is no place `{other}`")),
-    };
     for benchmark in select(names)? {
-        if [place, Place::Both].contains(&benchmark.place) {
+        let places = match benchmark.place {
+            Place::Host => [Some("host"), None],
+            Place::Machine(topology) => [None, Some(topology)],
+            Place::Both(topology) => [Some("host"), Some(topology)],
+        };
+        if places.contains(&Some(place)) {
             println!("{}", benchmark.name);
         }
     }

@@ -62,7 +62,7 @@ pub(crate) fn memory_table() -> Vec<Comparison> {
     ]);
     vec![Comparison {
         figure: Figure::Time(server),
-        other_name: if iommufd.has_map_file() { "MAP_FILE ioctl" } else { "mmap + MAP ioctl" },
+        other_name: if iommufd.has_map_file() { "MAP_FILE ioctl" } else { "mmap + MAP ioctl" }.into(),
         other: Figure::Time(ioctl),
         goal: Goal::Ratio(1.05),
     }]

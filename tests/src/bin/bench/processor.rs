@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Which processor this process and those it starts run on.
+//! Which processor this process and those it starts run on, and for how long they do.
+
+use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Keeps this process, and for good those that it starts meanwhile, on one processor.
 ///
@@ -29,4 +32,25 @@ impl Drop for OneProcessor {
     fn drop(&mut self) {
         sched_setaffinity(None, &self.before).expect("the processors as before");
     }
+}
+
+/// How much of a processor's time this process has had.
+pub(crate) fn own_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).expect("a time")
+}
+
+/// The same of the threads of another process whose names pass. They must be at rest: what one has just had is not counted
+/// yet.
+pub(crate) fn time_of_threads(process: u32, is_counted: impl Fn(&str) -> bool) -> Duration {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("the process's threads");
+    let time = |thread: std::io::Result<std::fs::DirEntry>| {
+        let folder = thread.expect("a thread").path();
+        let text = |file| std::fs::read_to_string(folder.join(file)).expect("what is known of the thread");
+        if !is_counted(text("comm").trim()) {
+            return Duration::ZERO;
+        }
+        let nanoseconds = text("schedstat").split(' ').next().and_then(|number| number.parse().ok());
+        Duration::from_nanos(nanoseconds.expect("the time in which it ran"))
+    };
+    threads.map(time).sum()
 }

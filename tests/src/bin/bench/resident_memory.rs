@@ -30,7 +30,7 @@ pub(crate) fn resident_memory() -> Vec<Comparison> {
     std::thread::sleep(REST);
     vec![Comparison {
         figure: Figure::Memory(resident(server.id())),
-        other_name: "echo",
+        other_name: "echo".into(),
         other: Figure::Memory(resident(echo.id())),
         goal: Goal::Mebibytes(4),
     }]

@@ -4,13 +4,14 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::Duration;
 
 use protocol::VhostUserHeader;
 use protocol::extension::{Cookie, Face};
 use protocol::vfio_user::{Capabilities, Client, VfioUserHeader};
 use vhost_device_vfio_tests::node;
-use vhost_device_vfio_tests::server_process::{PATIENCE, ServerProcess};
+use vhost_device_vfio_tests::server_process::{PATIENCE, ServerProcess, server_binary};
 use vhost_device_vfio_tests::vmm::Vmm;
 
 use crate::comparison::{Comparison, Figure, Goal};
@@ -25,7 +26,12 @@ const GOAL: Goal = Goal::Ratio(1.3);
 const DEVICE: Cookie = Cookie(1);
 
 fn compare(server: Duration, other_name: &'static str, other: Duration, goal: Goal) -> Comparison {
-    Comparison { figure: Figure::Time(server), other_name, other: Figure::Time(other), goal }
+    Comparison {
+        figure: Figure::Time(server),
+        other_name: other_name.into(),
+        other: Figure::Time(other),
+        goal,
+    }
 }
 
 /// A VMM whose server has the first device, the socket of its control face, and the VMM's own copy of the device.
@@ -38,15 +44,26 @@ fn with_device() -> (Vmm, UnixStream, File) {
     (vmm, near, device)
 }
 
-/// `GET_FEATURES`, about which nobody has to be asked.
+/// `GET_FEATURES`, about which nobody has to be asked: of a server as it is, and of one without filters of system calls.
 pub(crate) fn features() -> Vec<Comparison> {
     let _pinned = OneProcessor::pin();
     let exchange = Exchange::features();
     let (_server, socket) = ServerProcess::start();
+    let mut unfiltered = Command::new(server_binary());
+    unfiltered.args(["--seccomp", "off"]);
+    let (_unfiltered, unfiltered) = ServerProcess::start_command(unfiltered);
     exchange.check_reply::<VhostUserHeader>(&socket);
+    exchange.check_reply::<VhostUserHeader>(&unfiltered);
     let echo = Echo::start(&exchange, Work::Nothing);
-    let [server, echo] = CONTEST.medians([&mut exchange.lap(&socket), &mut exchange.lap(&echo.socket)]);
-    vec![compare(server, "echo", echo, GOAL)]
+    let [server, echo, unfiltered] = CONTEST.medians([
+        &mut exchange.lap(&socket),
+        &mut exchange.lap(&echo.socket),
+        &mut exchange.lap(&unfiltered),
+    ]);
+    vec![
+        compare(server, "echo", echo, GOAL),
+        compare(server, "without filters", unfiltered, Goal::Ratio(1.05)),
+    ]
 }
 
 /// The header of `GET_RESET_GROUP`.

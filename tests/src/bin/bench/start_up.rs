@@ -27,11 +27,11 @@ fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
 }
 
 /// The request is in the socket before there is a server.
-fn time_to_first_reply(exchange: &Exchange) -> Duration {
+fn time_to_first_reply(exchange: &Exchange, arguments: &[&str]) -> Duration {
     let (mut near, far) = UnixStream::pair().expect("a socket pair");
     fcntl_setfd(&far, FdFlags::empty()).expect("the far end is inherited");
     let mut server = command(server_binary());
-    server.args(["--fd", &far.as_raw_fd().to_string()]);
+    server.args(["--fd", &far.as_raw_fd().to_string()]).args(arguments);
     near.write_all(&exchange.request).expect("the request is taken");
     let start = Instant::now();
     let mut server = server.spawn().expect("the server starts");
@@ -50,15 +50,24 @@ fn time_of_nothing() -> Duration {
     })
 }
 
-/// `GET_FEATURES` of a server that was just started.
+/// `GET_FEATURES` of a server that was just started: as it is, without its sandbox, and without sysfs in that.
 pub(crate) fn start_up() -> Vec<Comparison> {
     let exchange = Exchange::features();
-    let [server, nothing] =
-        CONTEST.medians([&mut || time_to_first_reply(&exchange), &mut || time_of_nothing()]);
-    vec![Comparison {
+    let [server, nothing, open, without_sysfs] = CONTEST.medians([
+        &mut || time_to_first_reply(&exchange, &[]),
+        &mut || time_of_nothing(),
+        &mut || time_to_first_reply(&exchange, &["--sandbox", "none"]),
+        &mut || time_to_first_reply(&exchange, &["--sysfs", "off"]),
+    ]);
+    let compare = |other_name: &'static str, other, goal| Comparison {
         figure: Figure::Time(server),
-        other_name: "vfork + exec + wait",
-        other: Figure::Time(nothing),
-        goal: Goal::Ratio(3.0),
-    }]
+        other_name: other_name.into(),
+        other: Figure::Time(other),
+        goal,
+    };
+    vec![
+        compare("vfork + exec + wait", nothing, Goal::Ratio(3.0)),
+        compare("without a sandbox", open, Goal::Difference(Duration::from_millis(1))),
+        compare("without sysfs", without_sysfs, Goal::None),
+    ]
 }

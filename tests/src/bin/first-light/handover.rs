@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use command_fds::{CommandFdExt, FdMapping};
 use protocol::ControlClient;
-use protocol::extension::{Cookie, DeviceFlags, Face, IoasChoice};
+use protocol::extension::{Cookie, DeviceFlags, Face, IoasChoice, ResetMethod};
 use protocol::vfio_user::{Capabilities, Client};
 use vfio::config_space::command;
 use vfio::{Access, Ioas, Iommufd, Iova};
@@ -21,7 +21,7 @@ use vhost_device_vfio_tests::pci_function::PciFunction;
 use vhost_device_vfio_tests::server_process::{PATIENCE, ServerProcess, server_binary, wait_until};
 use vhost_device_vfio_tests::vmm::{Vmm, refusal};
 
-use super::{FIRST, SECOND};
+use super::{FIRST, SECOND, dma};
 
 /// Edu says its version and 0xed.
 const IDENTIFICATION: u32 = 0x0100_00ed;
@@ -37,24 +37,47 @@ pub(crate) fn the_server_works_with_an_empty_dev() {
     }
 }
 
-pub(crate) fn an_inherited_device_is_served() {
+/// A server with these arguments besides that inherits a device, its client, and the device as its VMM sees it.
+fn with_inherited_device(arguments: &[&str]) -> (ServerProcess, ControlClient, PciFunction) {
     let (control, far_control) = UnixStream::pair().unwrap();
     let (face, far_face) = UnixStream::pair().unwrap();
     let mut command = Command::new(server_binary());
-    command.args(Host::current().arguments());
+    command.args(Host::current().arguments()).args(arguments);
     command.args(["--fd", "3", "--iommufd-fd", "4", "--device-fd", "7=5", "--vfio-user-fd", "7=6"]);
     let inherited = [far_control.into(), node::iommufd().into(), node::cdev(FIRST).into(), far_face.into()];
     let mappings = (3..).zip(inherited).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
     command.fd_mappings(mappings.collect()).unwrap();
-    let _server = ServerProcess::spawn(command);
+    let server = ServerProcess::spawn(command);
     let mut control = ControlClient::new(control, PATIENCE);
     control.negotiate().unwrap();
-    assert_eq!(control.device_info(Cookie(7)).unwrap().address.to_string(), FIRST);
     let mut client = Client::new(face, PATIENCE);
     client.version(&Capabilities::default()).unwrap();
-    let mut function = PciFunction::new(client);
+    (server, control, PciFunction::new(client))
+}
+
+pub(crate) fn an_inherited_device_is_served() {
+    let (_server, mut control, mut function) = with_inherited_device(&[]);
+    assert_eq!(control.device_info(Cookie(7)).unwrap().address.to_string(), FIRST);
     function.enable();
     assert_eq!(Edu::new(&mut function).identification(), IDENTIFICATION);
+}
+
+/// With the narrowest filters that there are: a call that they lack kills the server.
+pub(crate) fn a_server_of_fixed_devices_works_without_sysfs() {
+    let (_server, mut control, mut function) = with_inherited_device(&["--fixed-devices", "--sysfs", "off"]);
+    let refused = refusal(control.add_device(Cookie(8), node::cdev(SECOND)));
+    assert_eq!(refused.0, "devices-fixed");
+    let memory = GuestMemory::new(0, 3 << 20);
+    control.set_memory_table(&[memory.region()], &[memory.as_fd()]).unwrap();
+    function.enable();
+    assert!(dma::copy_arrives(&mut Edu::new(&mut function), &memory));
+    function.set_command(0);
+    let report = control.reset(Cookie(7), Some(ResetMethod::Hot), None).unwrap();
+    assert_eq!(report.affected, [Cookie(7)]);
+    function.enable();
+    assert!(dma::copy_arrives(&mut Edu::new(&mut function), &memory));
+    control.set_memory_table(&[], &[]).unwrap();
+    control.remove_device(Cookie(7)).unwrap_err();
 }
 
 pub(crate) fn devices_are_described() {

@@ -40,6 +40,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
     match topology {
         "edu-pair" => trials! {
             handover: the_server_works_with_an_empty_dev, an_inherited_device_is_served,
+                a_server_of_fixed_devices_works_without_sysfs,
                 devices_are_described, a_listening_face_takes_one_client_after_the_other,
                 an_adopted_address_space_is_left_to_its_owner,
                 a_device_cannot_write_memory_that_is_mapped_for_reading,
@@ -77,13 +78,17 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 a_function_without_driver_blocks, function_reset_is_preferred,
                 a_guests_function_level_reset_is_carried_out;
             servers: a_reset_asked_of_either_server_resets_the_functions_of_both,
-                a_function_in_use_in_another_server_is_spared, a_server_that_hangs_hinders_no_other,
+                a_function_in_use_in_another_server_is_spared, a_sibling_that_is_read_all_the_time_in_another_server_makes_no_reset_busy,
+                a_server_that_hangs_hinders_no_other,
                 a_killed_server_leaves_its_function_to_the_next;
             tool: the_tool_names_the_blocker_and_the_remedy, the_tool_names_who_has_the_sibling,
                 the_tool_names_whom_an_unbind_waits_for, the_tool_resets_what_is_complete,
                 the_tool_leaves_nothing_behind, the_plan_names_what_the_kernel_then_wants;
         },
-        "igb-pair" => trials! { servers: a_reset_asked_of_either_server_resets_the_functions_of_both; },
+        "igb-pair" => trials! {
+            servers: a_reset_asked_of_either_server_resets_the_functions_of_both,
+                a_sibling_that_is_read_all_the_time_in_another_server_makes_no_reset_busy;
+        },
         // A modelled reset takes no time.
         "bridge" => trials! {
             servers: a_server_killed_in_the_kernel_leaves_the_other_in_order,

@@ -2,7 +2,8 @@
 
 //! Several servers of one VM, and the broker that brings their resets together.
 
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::{self, JoinHandle};
 
 use protocol::ClientError;
 use protocol::extension::{Cookie, ResetMethod, ResetReport};
@@ -57,6 +58,29 @@ pub(crate) fn a_function_in_use_in_another_server_is_spared() {
     assert_eq!(igb.read(0, IGB_VET), 0x1234);
 }
 
+pub(crate) fn a_sibling_that_is_read_all_the_time_in_another_server_makes_no_reset_busy() {
+    let vm = launch();
+    let mut igb = vm.open(SECOND);
+    let (reads, is_over) = (AtomicU32::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                // Off again after each reset, and then the read fails.
+                igb.set_command(command::MEMORY);
+                while igb.try_read(0, IGB_VET).is_ok() && !is_over.load(Ordering::Relaxed) {
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        for _ in 0..5 {
+            let before = reads.load(Ordering::Relaxed);
+            assert!(wait_until(|| reads.load(Ordering::Relaxed) > before), "it is being read");
+            assert_eq!(hot_reset(&vm, FIRST, 1).unwrap().attempts, 1);
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
 pub(crate) fn a_server_that_hangs_hinders_no_other() {
     let vm = launch();
     vm.signal(SECOND, Signal::STOP);
@@ -71,17 +95,18 @@ pub(crate) fn a_server_that_hangs_hinders_no_other() {
 fn reset_under_way() -> (LaunchedVm, JoinHandle<Result<ResetReport, ClientError>>) {
     let vm = LaunchedVm::start(Host::current(), &["--server-argument=--sanitize=off", NEAR, FAR]);
     let mut client = vm.connect(NEAR);
-    let reset = std::thread::spawn(move || client.reset(Cookie(1), Some(ResetMethod::Hot), None));
+    let reset = thread::spawn(move || client.reset(Cookie(1), Some(ResetMethod::Hot), None));
+    vm.wait_for_log("event=reset-quiesced", 2);
     assert!(wait_until(|| is_in_the_kernel(vm.pid_of(NEAR))), "{}", vm.log());
     (vm, reset)
 }
 
-/// Whether a thread of the process sleeps so that no signal wakes it.
+/// Whether a thread of the process that resets sleeps so that no signal wakes it.
 fn is_in_the_kernel(process: u32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
     let states =
         threads.map(|thread| std::fs::read_to_string(thread.path().join("status")).unwrap_or_default());
-    states.into_iter().any(|status| status.contains("State:\tD"))
+    states.into_iter().any(|status| status.contains("Name:\treset") && status.contains("State:\tD"))
 }
 
 pub(crate) fn a_server_killed_in_the_kernel_leaves_the_other_in_order() {
