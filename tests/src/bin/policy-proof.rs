@@ -14,7 +14,7 @@ use sandbox::policy::{CALLS, REQUESTS, SYSFS_CALLS, Thread, Witness};
 use vhost_device_vfio_tests::server_process::binary;
 
 /// How often a test may do without an entry until that counts: whether a thread ends before its process is a matter of luck.
-const TRIES: u32 = 8;
+const TRIES: u32 = 40;
 /// Where the server looks for what it shall do without.
 const WITHOUT: &str = "VHOST_DEVICE_VFIO_WITHOUT";
 

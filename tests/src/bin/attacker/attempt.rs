@@ -45,7 +45,11 @@ pub(crate) struct Attempt {
 
 impl fmt::Debug for Attempt {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {}", self.group, self.name)
+        formatter
+            .debug_struct("Attempt")
+            .field("group", &self.group)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 

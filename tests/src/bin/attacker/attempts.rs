@@ -174,7 +174,7 @@ fn other_tables() -> Vec<Attempt> {
     all.push(attempt("other tables", "x32 openat", SecondLine::None, |_| {
         raw(X32 | libc::SYS_openat, &[]).map(drop)
     }));
-    all.push(attempt("other tables", "x32 ioctl", SecondLine::None, |_| raw(X32 + 514, &[]).map(drop)));
+    all.push(attempt("other tables", "x32 ioctl", SecondLine::None, |_| raw(X32 | 0x202, &[]).map(drop)));
     all.push(attempt("other tables", "i386 open", SecondLine::None, |_| by_old_gate(5)));
     all.push(attempt("other tables", "i386 getpid", SecondLine::None, |_| by_old_gate(20)));
     all
