@@ -90,6 +90,7 @@ mod numbers {
         recvmsg = SYS_recvmsg;
         rt_sigprocmask = SYS_rt_sigprocmask;
         rt_sigreturn = SYS_rt_sigreturn;
+        sched_yield = SYS_sched_yield;
         sendmsg = SYS_sendmsg;
         sendto = SYS_sendto;
         #[cfg(feature = "model")]
@@ -240,6 +241,7 @@ pub const CALLS: &[Entry] = entries! {
     "mmap", mmap, &[NO_EXECUTION], EVERY, "memory of our own; guest memory on a kernel without IOMMU_IOAS_MAP_FILE", on_6_12("edu-pair", "dma_arrives_in_guest_memory");
     "munmap", munmap, &[], EVERY, "giving that back", on("edu-pair", "a_reset_that_waits_hinders_nobody_and_ends_with_the_server");
     "mprotect", mprotect, &[NO_EXECUTION], EVERY, "a heap that grows", untestable("the heap of a thread grows so, and how large it is depends on the build");
+    "sched_yield", sched_yield, &[], EVERY, "two threads at one channel at the same moment", untestable("the standard library yields when it finds the other in the middle of it, which first light has seen once in some thousand tests");
     "mremap", mremap, &[], EVERY, "a buffer that grows", untestable("the heap does so from 128 KiB on, or not, by its own choice");
     "madvise", madvise, &[], EVERY, "a heap that shrinks; the stack of a thread that ends", on("edu-pair", "a_reset_that_waits_hinders_nobody_and_ends_with_the_server");
     "brk", brk, &[], EVERY, "a heap that grows", on("edu-pair", "more_regions_than_the_table_has_are_refused");
