@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
-
 use vfio::irq::{IrqData, IrqSet};
 use vfio::{CallError, ConfigSpace, Device, Function, IrqAction, IrqIndex, Object, PciAddress, RegionIndex};
 

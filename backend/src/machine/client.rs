@@ -64,12 +64,17 @@ impl Machine {
         }
     }
 
-    /// The job is done with its devices. A client may have gone meanwhile.
+    /// The job is done with its devices.
     pub(super) fn release_held(&mut self) {
         for cookie in std::mem::take(&mut self.held) {
-            if let Some(device) = self.devices.get_mut(&cookie).filter(|device| !device.face.is_connected()) {
-                device.leave_quiet();
-            }
+            self.quiet_left(cookie);
+        }
+    }
+
+    /// Quiets a device that a client has left while it was worked on. The next client, if it has come, has not reached it yet.
+    pub(super) fn quiet_left(&mut self, cookie: Cookie) {
+        if let Some(device) = self.devices.get_mut(&cookie).filter(|device| device.is_left) {
+            device.leave_quiet();
         }
     }
 

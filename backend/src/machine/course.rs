@@ -122,18 +122,18 @@ impl Machine {
         while let Some(event) = events.pop_front() {
             for action in self.engine.handle(event, Instant::now()) {
                 match self.act(action) {
-                    Ok(effects) => self.effects.extend(effects),
+                    Ok(effect) => self.effects.push(effect),
                     Err(failed) => events.push_back(failed),
                 }
             }
         }
     }
 
-    /// The effects of an action, or what came of it at once.
-    fn act(&mut self, action: Action) -> Result<Option<Effect>, Event> {
+    /// The effect of an action, or what came of it at once.
+    fn act(&mut self, action: Action) -> Result<Effect, Event> {
         const GONE: Errno = Errno::NODEV;
         let device = |cookie: &Cookie| self.devices.get(cookie);
-        Ok(Some(match action {
+        Ok(match action {
             Action::Query(reset, cookie) => {
                 let device = device(&cookie).ok_or(Event::Queried(reset, Err(GONE)))?;
                 Effect::Step(Step::Query(reset, Arc::clone(&device.device)))
@@ -151,7 +151,10 @@ impl Machine {
                 Effect::Step(Step::Restore(reset, cookie, device.quiescer()))
             }
             Action::SetAccess(cookie, access) => {
-                self.quiet_after_reset(cookie, access);
+                // What the reset has put back for a client that is gone goes, too.
+                if let Access::Open | Access::Lost = access {
+                    self.quiet_left(cookie);
+                }
                 Effect::AccessChanged
             }
             Action::Answer(id, result) => Effect::Answer(id, self.answer(id, *result)),
@@ -175,19 +178,7 @@ impl Machine {
                 let event = self.announce(reset, announcement);
                 Effect::Event(EventKinds::RESETS, ServerRequest::Reset(event))
             }
-        }))
-    }
-
-    /// A client may have gone while its device was being reset; what the reset has put back for it goes, too.
-    fn quiet_after_reset(&mut self, cookie: Cookie, access: Access) {
-        let is_over = matches!(access, Access::Open | Access::Lost);
-        if let Some(device) = self.devices.get_mut(&cookie)
-            && is_over
-            && device.is_left
-            && !device.face.is_connected()
-        {
-            device.leave_quiet();
-        }
+        })
     }
 
     /// A line in the log, and the event for those who have subscribed.

@@ -91,9 +91,7 @@ impl Machine {
             vm: None,
             deadline: Deadline::outlasting(Instant::now() + tries, LONGEST_ATTEMPT),
         };
-        let id = request.id;
-        self.drive(Event::Asked(request));
-        Ok(id)
+        Ok(self.ask(request))
     }
 
     /// The client of the device's data face wants a clean device. The answer comes as an effect.
@@ -107,9 +105,13 @@ impl Machine {
             vm: self.device(cookie)?.client,
             deadline: Deadline::at(Instant::now() + FACE_PATIENCE),
         };
+        Ok(self.ask(request))
+    }
+
+    fn ask(&mut self, request: Request) -> RequestId {
         let id = request.id;
         self.drive(Event::Asked(request));
-        Ok(id)
+        id
     }
 
     /// The device is to be reset before `who` gets it, or after they had it. What comes of it comes as an effect.

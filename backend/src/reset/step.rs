@@ -41,9 +41,7 @@ impl Step {
             | Self::Restore(reset, ..) => *reset,
         }
     }
-}
 
-impl Step {
     fn carry_out(self) -> Event {
         match self {
             Self::Query(reset, device) => {
