@@ -11,13 +11,16 @@ use std::time::Duration;
 
 use protocol::ControlClient;
 use protocol::extension::{Cookie, Face, ResetOutcome};
-use protocol::vfio_user::ClientError;
+use protocol::vfio_user::{ClientError, IrqAction, IrqData};
 use rustix::io::Errno;
+use vfio::IrqIndex;
 use vfio::model::order::FunctionOrder;
 use vfio::model::{Order, Settings};
+use vhost_device_vfio_tests::edu::Edu;
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
 use vhost_device_vfio_tests::host::ModelledMachine;
-use vhost_device_vfio_tests::modelled_vm::{ModelledVm, reset_by, two_pairs};
+use vhost_device_vfio_tests::interrupt::Interrupt;
+use vhost_device_vfio_tests::modelled_vm::{ModelledVm, connect_face, reset_by, two_pairs};
 use vhost_device_vfio_tests::server_process::wait_until;
 use vhost_device_vfio_tests::vmm::refusal;
 
@@ -196,6 +199,25 @@ fn a_client_that_comes_in_place_of_one_whose_device_is_being_reset_waits_for_its
     let (info, _coming) = addition.join().unwrap().unwrap();
     assert_eq!(info.address.to_string(), "0000:02:00.1");
     reset.join().unwrap().unwrap();
+}
+
+#[test]
+fn what_a_client_armed_that_goes_during_a_reset_is_not_left_to_the_next() {
+    let mut vm = ModelledVm::with_two_pairs(&["--sanitize", "off"]);
+    let path = vm.listen(2);
+    let mut leaving = connect_face(&path);
+    let (interrupt, eventfd) = Interrupt::new();
+    leaving.set_irqs(IrqIndex::Intx, IrqAction::Trigger, 1, IrqData::Eventfds(vec![eventfd]));
+    let reset = vm.begin_long_reset(1);
+    let closed = vm.logged("event=vfio-user-closed");
+    drop(leaving);
+    vm.wait_for_lines("event=vfio-user-closed", closed + 1);
+    let mut coming = connect_face(&path);
+    vm.pass_until(|| reset.is_finished());
+    reset.join().unwrap().unwrap();
+    coming.enable();
+    Edu::new(&mut coming).raise_interrupt();
+    assert!(interrupt.is_silent());
 }
 
 #[test]
