@@ -252,7 +252,7 @@ impl Client {
         let reply = self.ask(command::DEVICE_GET_IRQ_INFO, &wire::irq_info(16, 0), &[]);
         let out_of_step = |finding| match finding {
             Finding::Fault(fault) => Finding::Fault(format!("out of step afterwards: {fault}")),
-            other => other,
+            Finding::NotApplicable(why) => Finding::NotApplicable(why),
         };
         let reply = reply.map_err(out_of_step)?;
         require!(reply.error.is_none(), "afterwards DEVICE_GET_IRQ_INFO is refused");

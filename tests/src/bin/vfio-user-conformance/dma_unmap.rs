@@ -209,23 +209,19 @@ fn a_command_that_wants_no_reply_is_done(server: &Server) -> Judgement {
 fn memory_is_taken_away_and_given_back_in_pieces(server: &Server) -> Judgement {
     let page = server.page();
     let (mut client, memory) = with_four_pages(server)?;
-    let rounds: [(&[(u64, u64)], &[(u64, u64)]); 3] = [
-        (&[(0, 4)], &[(0, 1), (1, 2), (3, 1)]),
-        (&[(0, 1), (1, 2), (3, 1)], &[(0, 3), (3, 1)]),
-        (&[(0, 3), (3, 1)], &[(0, 4)]),
-    ];
-    for (taken, given) in rounds {
-        for (first, pages) in taken {
+    let ways = [[(0, 4)].as_slice(), &[(0, 1), (1, 2), (3, 1)], &[(0, 3), (3, 1)], &[(0, 4)]];
+    for (taken, given) in ways.iter().zip(&ways[1..]) {
+        for (first, pages) in *taken {
             client.send(&message(1, UNMAP, COMMAND, &unmap(0, BASE + first * page, pages * page)), &[])?;
         }
-        for (first, pages) in given {
+        for (first, pages) in *given {
             let payload = map(BOTH, first * page, BASE + first * page, pages * page);
             client.send(&message(2, command::DMA_MAP, COMMAND, &payload), &[memory.as_fd()])?;
         }
-        for _ in taken {
+        for _ in *taken {
             require!(client.reply_to(1, UNMAP)?.error.is_none(), "a part cannot be taken away");
         }
-        for _ in given {
+        for _ in *given {
             require!(client.reply_to(2, command::DMA_MAP)?.error.is_none(), "a part cannot be given back");
         }
     }

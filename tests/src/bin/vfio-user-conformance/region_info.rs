@@ -68,7 +68,10 @@ fn every_region_is_described(server: &Server) -> Judgement {
 fn a_region_is_described_alike_each_time(server: &Server) -> Judgement {
     let mut first = Vec::new();
     for _ in 0..2 {
-        each(server, ROOMY, |_, reply| Ok(first.push(reply.payload.clone())))?;
+        each(server, ROOMY, |_, reply| {
+            first.push(reply.payload.clone());
+            Ok(())
+        })?;
     }
     let (once, twice) = first.split_at(first.len() / 2);
     require!(once == twice, "the second time otherwise");

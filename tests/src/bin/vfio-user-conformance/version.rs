@@ -139,7 +139,7 @@ fn qemu_can_do_with_what_is_offered(server: &Server) -> Judgement {
     require!(value("max_msg_fds", 1) <= 16, "more than 16 descriptors in a message");
     require!(value("max_data_xfer_size", 1 << 20) <= 64 << 20, "more than 64 MiB of data in a message");
     require!(value("max_dma_maps", 65535) <= 65535, "more than 65535 mappings");
-    require!(value("pgsizes", 4096) & 0xfff == 0, "pages below 4 KiB");
+    require!(value("pgsizes", 4096).trailing_zeros() >= 12, "pages below 4 KiB");
     Ok(())
 }
 
