@@ -9,6 +9,7 @@ mod dma;
 mod framing;
 mod handover;
 mod interrupts;
+mod peer;
 mod refusals;
 mod reset;
 mod servers;
@@ -55,6 +56,8 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 memory_that_two_clients_have_changes_with_each_of_them,
                 memory_that_a_client_maps_for_reading_is_not_written;
             interrupts: a_client_is_told_how_many_interrupts_there_are, an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent;
+            peer: cloud_hypervisors_client_finds_the_device, cloud_hypervisors_client_has_the_device_reach_its_memory,
+                cloud_hypervisors_client_is_interrupted, cloud_hypervisors_client_resets_the_device;
             reset: an_unopened_sibling_of_the_group_is_implied, both_functions_of_the_pair_are_ours,
                 the_header_alone_tells_whether_a_reset_is_available, a_hot_reset_leaves_quiet_devices,
                 the_mapping_outlives_a_hot_reset, a_reset_spares_a_sibling_in_use_unless_it_is_forced,
