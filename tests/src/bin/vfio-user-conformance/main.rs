@@ -5,7 +5,7 @@
 //! specification leaves a choice, every choice passes: the case then shows that there is one answer, of good form, and that the
 //! stream is in step afterwards.
 //!
-//! `vfio-user-conformance SOCKET [--patience SECONDS] [CASE…]` judges what has one of the texts in its name, or everything;
+//! `vfio-user-conformance SOCKET [--patience SECONDS] [CASE…]` judges what has one of the texts in its name or its message's, or all;
 //! `vfio-user-conformance --list [CASE…]` names the cases. The server must listen, take one client after the other, and serve a
 //! device that nobody needs: its interrupts are fired and it is reset. docs/protocol.md tells more.
 
@@ -104,8 +104,9 @@ impl Arguments {
         Some(parsed)
     }
 
-    fn wants(&self, case: &Case) -> bool {
-        self.filters.is_empty() || self.filters.iter().any(|filter| case.name.contains(filter))
+    fn wants(&self, subject: &str, case: &Case) -> bool {
+        let is_named = |filter: &String| case.name.contains(filter) || subject.contains(filter);
+        self.filters.is_empty() || self.filters.iter().any(is_named)
     }
 }
 
@@ -159,11 +160,11 @@ fn main() -> ExitCode {
     };
     let mut subjects = subjects();
     for subject in &mut subjects {
-        subject.cases.retain(|case| arguments.wants(case));
+        subject.cases.retain(|case| arguments.wants(subject.name, case));
     }
     let Some(socket) = &arguments.socket else {
-        for case in subjects.iter().flat_map(|subject| &subject.cases) {
-            println!("{}", case.name);
+        for subject in &subjects {
+            subject.cases.iter().for_each(|case| println!("{}: {}", subject.name, case.name));
         }
         return ExitCode::SUCCESS;
     };
@@ -194,12 +195,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_case_has_a_name_of_its_own() {
-        let mut names: Vec<_> =
-            subjects().iter().flat_map(|subject| &subject.cases).map(|case| case.name).collect();
-        let count = names.len();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), count);
+    fn a_case_has_a_name_of_its_own_among_those_of_its_message() {
+        for subject in subjects() {
+            let mut names: Vec<_> = subject.cases.iter().map(|case| case.name).collect();
+            let count = names.len();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), count, "{}", subject.name);
+        }
     }
 }
