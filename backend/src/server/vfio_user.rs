@@ -80,20 +80,21 @@ impl Server {
         header: VfioUserHeader,
         outcome: Result<Reply, Failure>,
     ) {
-        let (header_of_reply, body) = match outcome {
-            Ok(reply) => (header.reply(), reply.encode()),
-            Err(failure) => {
-                if let Some(number) = peer.refusals.note() {
-                    log::warn!(
-                        "event=refused connection={} number={number} command={} reason=\"{failure}\"",
-                        token.0,
-                        header.command
-                    );
-                }
-                (header.error_reply(failure.errno), Vec::new())
-            }
+        if let Err(failure) = &outcome
+            && let Some(number) = peer.refusals.note()
+        {
+            log::warn!(
+                "event=refused connection={} number={number} command={} reason=\"{failure}\"",
+                token.0,
+                header.command
+            );
+        }
+        let sent = match outcome {
+            _ if header.wants_no_reply() => Ok(()),
+            Ok(reply) => peer.send(header.reply(), &reply.encode(), reply.descriptor().as_slice()),
+            Err(failure) => peer.send(header.error_reply(failure.errno), &[], &[]),
         };
-        if !header.wants_no_reply() && peer.send(header_of_reply, &body).is_err() {
+        if sent.is_err() {
             return self.close_vfio_user(token, &peer, &ReceiveError::Closed);
         }
         self.keep_vfio_user(token, peer);
