@@ -33,6 +33,7 @@ use self::reset::Handout;
 use self::turned_away::TurnedAway;
 use crate::device::DataFace;
 use crate::face::control::ControlSession;
+use crate::face::memory_batch::Answers;
 use crate::face::vfio_user::VfioUserSession;
 use crate::failure::Failure;
 use crate::job::Job;
@@ -73,6 +74,8 @@ enum Asker {
     Control(Token, VhostUserHeader),
     /// With what the answer is if the job is done well.
     VfioUser(Token, VfioUserHeader, Reply),
+    /// Changes of a client's memory.
+    Memory(Token, Answers),
     /// It was nobody's request.
     Nobody,
 }
@@ -97,6 +100,8 @@ pub struct Server {
     broker: Option<Token>,
     /// Control connections that are gone, and what they handed over is not yet.
     withdrawals: VecDeque<ConnectionId>,
+    /// Devices whose data clients are gone, and what those described of memory is not yet.
+    left_views: VecDeque<Cookie>,
     /// Clients whose request waits for the job in flight.
     waiting: VecDeque<Token>,
     /// Clients whose request waits for a device that is being reset.
@@ -125,6 +130,7 @@ impl Server {
             channels: BTreeMap::new(),
             broker: None,
             withdrawals: VecDeque::new(),
+            left_views: VecDeque::new(),
             waiting: VecDeque::new(),
             held_off: Vec::new(),
             lifelines: Vec::new(),
@@ -148,7 +154,7 @@ impl Server {
     pub fn run_job(&mut self, job: Job) -> Result<(), Failure> {
         match self.machine.finish(job.carry_out())? {
             Answer::DeviceAdded(info) => self.watch_notices(info.cookie),
-            Answer::Done | Answer::Reset(_) => {}
+            Answer::Done | Answer::Memory(_) | Answer::Reset(_) => {}
         }
         Ok(())
     }
@@ -168,9 +174,11 @@ impl Server {
             self.poller.wait(timeout, &mut ready)?;
             // Who comes after somebody has gone shall not be taken for a second client.
             ready.sort_by_key(|token| matches!(self.endpoints.get(token), Some(Endpoint::FaceListener(..))));
-            for token in ready.drain(..) {
-                self.handle_event(token);
+            for token in &ready {
+                self.handle_event(*token);
             }
+            self.close_due_batches(&ready);
+            ready.clear();
             if deadline.is_some_and(|at| at <= Instant::now()) {
                 self.close_overdue();
                 self.accept_again();
@@ -305,6 +313,17 @@ impl Server {
                     self.reply_vfio_user(token, peer, header, answer.map(|_| reply));
                 }
             }
+            Asker::Memory(token, answers) => {
+                if let Some(Endpoint::VfioUser(peer)) = self.endpoints.remove(&token) {
+                    match answer {
+                        Ok(Answer::Memory(outcomes)) => {
+                            self.reply_to_batch(token, peer, answers.with(outcomes));
+                        }
+                        Ok(_) => self.reply_to_batch(token, peer, answers.with([])),
+                        Err(failure) => self.reply_to_batch(token, peer, answers.refused(&failure)),
+                    }
+                }
+            }
             Asker::Nobody => {
                 if let Err(failure) = answer {
                     log::error!("event=job-failed reason=\"{failure}\"");
@@ -318,7 +337,11 @@ impl Server {
     fn proceed(&mut self) {
         self.carry_out_effects();
         while self.in_flight.is_none() {
-            if let Some(connection) = self.next_withdrawal() {
+            if let Some(cookie) = self.left_views.pop_front() {
+                if let Some(job) = self.machine.drop_view(cookie) {
+                    self.submit(job, Asker::Nobody);
+                }
+            } else if let Some(connection) = self.next_withdrawal() {
                 if let Some(job) = self.machine.withdraw(connection) {
                     self.close_faces_of_removed();
                     self.submit(job, Asker::Nobody);
@@ -339,6 +362,9 @@ impl Server {
                 Some((header, request)) => self.start_control(token, peer, header, request),
                 None => self.keep_control(token, peer),
             },
+            Some(Endpoint::VfioUser(peer)) if peer.session.batch.is_closed() => {
+                self.carry_out_batch(token, peer);
+            }
             Some(Endpoint::VfioUser(mut peer)) => match peer.held.take() {
                 Some((header, request)) => self.start_vfio_user(token, peer, header, request),
                 None => self.keep_vfio_user(token, peer),
@@ -351,7 +377,9 @@ impl Server {
     fn deadlines(&self) -> impl Iterator<Item = Instant> {
         self.endpoints.values().filter_map(|endpoint| match endpoint {
             Endpoint::Control(peer) => peer.deadline(),
-            Endpoint::VfioUser(peer) => peer.deadline(),
+            Endpoint::VfioUser(peer) => {
+                [peer.deadline(), peer.session.batch.due()].into_iter().flatten().min()
+            }
             Endpoint::TurnedAway(client) => Some(client.deadline),
             _ => None,
         })

@@ -45,10 +45,9 @@ impl<H: Header, S, R> Peer<H, S, R> {
         self.connection.source.receive()
     }
 
-    /// Sends a reply; what the socket does not take now is sent when it does. With descriptors it must take something now: who lets
-    /// replies pile up while it asks for descriptors loses its connection.
+    /// Sends a reply; what the socket does not take now is sent when it does.
     pub fn send(&mut self, header: H, body: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), SendError> {
-        self.connection.source.send(header, body, descriptors)
+        self.connection.source.send_behind(header, body, descriptors)
     }
 
     /// The header of the message that cannot be received, if that much of it came.

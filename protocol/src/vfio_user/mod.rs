@@ -4,6 +4,7 @@
 
 mod client;
 mod command;
+mod dma;
 mod error;
 mod feature;
 mod header;
@@ -15,6 +16,7 @@ mod version;
 
 pub use client::{Client, ClientError};
 pub use command::Command;
+pub use dma::{DmaMap, DmaMapPayload, DmaUnmap, DmaUnmapPayload};
 pub use error::RequestError;
 pub use feature::{DeviceFeature, FeatureRequest, ResetGroupWish};
 pub use header::{MAX_DATA, VfioUserHeader};

@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::command::Command;
+use super::dma::{DmaMap, DmaUnmap, DmaUnmapPayload};
 use super::error::RequestError;
 use super::feature::{self, FeatureRequest};
 use super::header::{MAX_DATA, VfioUserHeader};
@@ -22,6 +23,10 @@ use crate::frame::{Descriptors, Frame};
 pub enum Request {
     /// `VERSION`.
     Version(Proposal),
+    /// `DMA_MAP`.
+    DmaMap(DmaMap),
+    /// `DMA_UNMAP`, and the payload that it came with.
+    DmaUnmap(DmaUnmap, DmaUnmapPayload),
     /// `DEVICE_GET_INFO`.
     GetInfo,
     /// `DEVICE_GET_REGION_INFO`.
@@ -67,8 +72,10 @@ impl Request {
         let Descriptors::Complete(descriptors) = frame.descriptors else {
             return Err(RequestError::TooManyDescriptors { command });
         };
-        if command == Command::DEVICE_SET_IRQS {
-            return SetIrqs::parse(&frame.body, descriptors).map(Self::SetIrqs);
+        match command {
+            Command::DEVICE_SET_IRQS => return SetIrqs::parse(&frame.body, descriptors).map(Self::SetIrqs),
+            Command::DMA_MAP => return DmaMap::parse(&frame.body, descriptors).map(Self::DmaMap),
+            _ => {}
         }
         let message = Message { command, body: frame.body };
         let request = message.parse()?;
@@ -89,6 +96,9 @@ impl Message {
     fn parse(self) -> Result<Request, RequestError> {
         match self.command {
             Command::VERSION => Proposal::parse(&self.body).map(Request::Version),
+            Command::DMA_UNMAP => {
+                DmaUnmap::parse(&self.body).map(|(unmap, echo)| Request::DmaUnmap(unmap, echo))
+            }
             Command::DEVICE_GET_INFO => {
                 let DeviceInfo { argsz, .. } = self.payload()?;
                 self.check(argsz >= DeviceInfo::SIZE, "argsz", argsz.into())?;
@@ -166,10 +176,12 @@ impl Message {
 /// What a command that was done is answered with. One that was not gets [`VfioUserHeader::error_reply`] alone.
 #[derive(Debug)]
 pub enum Reply {
-    /// To `DEVICE_SET_IRQS` and `DEVICE_RESET`.
+    /// To `DMA_MAP`, `DEVICE_SET_IRQS` and `DEVICE_RESET`.
     Done,
     /// To `VERSION`: what [`Proposal::reply`] gave.
     Version(Vec<u8>),
+    /// To `DMA_UNMAP`: the payload that it came with.
+    DmaUnmap(DmaUnmapPayload),
     /// To `DEVICE_GET_INFO`.
     Info(DeviceInfo),
     /// To `DEVICE_GET_REGION_INFO`.
@@ -212,6 +224,7 @@ impl Reply {
         match self {
             Self::Done => Vec::new(),
             Self::Version(body) => body.clone(),
+            Self::DmaUnmap(echo) => echo.as_bytes().to_vec(),
             Self::Info(info) => info.as_bytes().to_vec(),
             Self::RegionInfo { description, room } => description.encode(*room),
             Self::RegionIoFds { index } => {

@@ -16,6 +16,7 @@ mod servers;
 mod sharing;
 mod teardown;
 mod tool;
+mod views;
 
 use std::process::ExitCode;
 
@@ -51,6 +52,9 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 guest_memory_stays_out_of_the_server_where_the_kernel_allows,
                 a_table_over_the_memory_lock_limit_leaves_the_old_one,
                 a_failed_change_leaves_the_old_table;
+            views: memory_that_a_client_maps_is_reached_until_it_is_unmapped,
+                memory_that_two_clients_have_changes_with_each_of_them,
+                memory_that_a_client_maps_for_reading_is_not_written;
             interrupts: a_client_is_told_how_many_interrupts_there_are, an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent;
             regions: a_bar_is_mapped_through_the_devices_descriptor, only_bars_in_memory_space_are_mapped;
             reset: an_unopened_sibling_of_the_group_is_implied, both_functions_of_the_pair_are_ours,
