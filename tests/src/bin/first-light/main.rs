@@ -11,6 +11,7 @@ mod handover;
 mod interrupts;
 mod refusals;
 mod regions;
+mod removal;
 mod reset;
 mod servers;
 mod sharing;
@@ -103,6 +104,8 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 a_server_killed_while_another_resets_is_missed_when_it_is_done;
         },
         "hotplug-slot" => trials! { tool: the_plan_finds_the_slot_that_the_kernel_resets; },
+        // A modelled device can vanish, but is not taken out of a slot.
+        "hotplug-pair" => trials! { removal: a_device_that_is_pulled_out_harms_no_other; },
         "switch" => trials! { tool: the_plan_knows_that_a_switch_is_never_reset; },
         // The sample device that is not PCI is only in the newer kernel's configuration, and not modelled.
         "rciep" if is_real_kernel_7() => trials! {
