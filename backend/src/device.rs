@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 use vfio::irq::{IrqData, IrqSet};
-use vfio::{CallError, ConfigSpace, Device, Function, IrqAction, IrqIndex, Object, PciAddress, RegionIndex};
+use vfio::{
+    CallError, ConfigSpace, Device, Function, IrqAction, IrqIndex, Msix, Object, PciAddress, RegionIndex,
+};
 
 use crate::notice::Notice;
 use crate::owner::Owner;
@@ -110,10 +112,13 @@ pub struct HeldDevice {
     pub client: Option<Vm>,
     /// Whether its client has gone while a reset or a job had the device, and left it as it was.
     pub is_left: bool,
+    /// Whether a client got the device's descriptor. It may have copies, and do to the device what it likes, unseen.
+    pub is_exposed: bool,
     /// What the kernel tells of the device by itself.
     pub notices: Vec<Notice>,
     /// Registers of the config space that take time to write.
     slow_registers: Vec<Range<u64>>,
+    msix: Option<Msix>,
     interrupts: Interrupts,
     is_bus_master: bool,
 }
@@ -153,6 +158,7 @@ impl HeldDevice {
         Ok(Self {
             function_reset: FunctionReset::of(&device)?,
             slow_registers: ConfigSpace::new(&device).slow_registers()?,
+            msix: ConfigSpace::new(&device).msix()?,
             notices: Notice::of(&device),
             device: Arc::new(device),
             owner,
@@ -160,6 +166,7 @@ impl HeldDevice {
             face: DataFace::None,
             client: None,
             is_left: false,
+            is_exposed: false,
             interrupts: Interrupts::default(),
             is_bus_master: false,
         })
@@ -197,6 +204,14 @@ impl HeldDevice {
         let end = offset.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
         region == RegionIndex::CONFIG
             && self.slow_registers.iter().any(|register| offset < register.end && register.start < end)
+    }
+
+    /// What of a BAR a client may map. The pages of MSI-X are left out: it is the client that says what is in them, as it delivers
+    /// the interrupts, and the kernel keeps the real table.
+    pub fn mappable_areas(&self, region: RegionIndex) -> Vec<Range<u64>> {
+        let Some(info) = self.device.region(region).filter(|_| region.is_bar()) else { return Vec::new() };
+        let taken: Vec<_> = self.msix.iter().flat_map(|msix| msix.ranges_in(region)).collect();
+        info.mappable_areas(rustix::param::page_size() as u64, &taken)
     }
 
     /// What it takes to stop the device, from any thread.
