@@ -187,7 +187,8 @@ impl Interrupts {
             return Ok(());
         };
         // The kernel has taken away all that was told together.
-        let put_back = if is_turned_on_anew { present.arm(device) } else { present.tell(device, start..end) };
+        let put_back =
+            if is_turned_on_anew { present.arm(device) } else { present.tell_each(device, start..end) };
         if let Err(CallError { call, errno, .. }) = put_back {
             log::error!(
                 "event=interrupts-lost device={} call={call} errno={}",
@@ -277,8 +278,13 @@ impl Messages {
     /// Turns them on, as many as they were.
     fn arm(&self, device: &Device) -> Result<(), CallError> {
         self.tell(device, 0..self.count)?;
-        let mut added = self.eventfds.range(self.count..);
-        added.try_for_each(|(vector, _)| self.tell(device, *vector..vector + 1))
+        self.tell_each(device, self.count..u32::MAX)
+    }
+
+    /// Tells the kernel the eventfds of those of these vectors that have one.
+    fn tell_each(&self, device: &Device, vectors: Range<u32>) -> Result<(), CallError> {
+        let mut armed = self.eventfds.range(vectors);
+        armed.try_for_each(|(vector, _)| self.tell(device, *vector..vector + 1))
     }
 
     /// Tells the kernel the eventfds of some vectors.

@@ -22,9 +22,19 @@ impl Interrupt {
         (Self(near), far)
     }
 
+    /// So many of them.
+    pub fn several(count: usize) -> (Vec<Self>, Vec<OwnedFd>) {
+        (0..count).map(|_| Self::new()).unzip()
+    }
+
     /// Whether it fires in time; takes what has fired.
     pub fn fires(&self) -> bool {
         self.fires_within(crate::server_process::PATIENCE)
+    }
+
+    /// Whether it has fired already; takes what has fired.
+    pub fn has_fired(&self) -> bool {
+        self.fires_within(Duration::ZERO)
     }
 
     /// Whether it stays silent for a while.
