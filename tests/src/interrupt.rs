@@ -37,6 +37,17 @@ impl Interrupt {
         self.fires_within(Duration::ZERO)
     }
 
+    /// How often it has fired; takes that.
+    pub fn count(&self) -> u64 {
+        let mut count = [0; 8];
+        rustix::io::read(&self.0, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+    }
+
+    /// Fires it, as the device would.
+    pub fn signal(&self) {
+        rustix::io::write(&self.0, &1_u64.to_ne_bytes()).expect("an eventfd takes it");
+    }
+
     /// Whether it stays silent for a while.
     pub fn is_silent(&self) -> bool {
         !self.fires_within(SILENCE)

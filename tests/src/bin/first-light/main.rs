@@ -50,7 +50,8 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 guest_memory_stays_out_of_the_server_where_the_kernel_allows,
                 a_table_over_the_memory_lock_limit_leaves_the_old_one,
                 a_failed_change_leaves_the_old_table;
-            interrupts: a_client_is_told_how_many_interrupts_there_are, an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent;
+            interrupts: a_client_is_told_how_many_interrupts_there_are, an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent,
+                an_interrupt_goes_on_after_a_reset_that_the_host_has_asked_for;
             reset: an_unopened_sibling_of_the_group_is_implied, both_functions_of_the_pair_are_ours,
                 the_header_alone_tells_whether_a_reset_is_available, a_hot_reset_leaves_quiet_devices,
                 the_mapping_outlives_a_hot_reset, a_reset_spares_a_sibling_in_use_unless_it_is_forced,
@@ -86,6 +87,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 the_tool_leaves_nothing_behind, the_plan_names_what_the_kernel_then_wants;
         },
         "igb-pair" => trials! {
+            interrupts: eight_vectors_are_armed_and_again_after_a_reset;
             servers: a_reset_asked_of_either_server_resets_the_functions_of_both,
                 a_sibling_that_is_read_all_the_time_in_another_server_makes_no_reset_busy;
         },
@@ -105,6 +107,9 @@ fn trials_of(topology: &str) -> Vec<Trial> {
         "rciep" => trials! {
             reset: a_device_on_the_root_bus_has_no_hot_reset;
             tool: the_plan_knows_that_the_root_bus_is_never_reset;
+        },
+        "nvme" => trials! {
+            interrupts: forty_vectors_are_armed_in_three_commands_and_again_after_a_reset;
         },
         "e1000e" => trials! { reset: a_power_management_reset_comes_last; },
         "gen4" => trials! {
