@@ -7,7 +7,7 @@
 //! the next event.
 //!
 //! ```text
-//!  Asked ─▶ clean since its last reset? ─ yes ─▶ Answer, from the epoch
+//!  Asked ─▶ clean since its last reset? ─ yes, perhaps Restoring ─▶ Answer, from the epoch
 //!             │ no
 //!             ▼
 //!     the ladder's next rung ─ none left ─▶ Answer: refused, with the reason for every rung
