@@ -2,19 +2,55 @@
 
 //! The VM's I/O address space: guest memory at IOVA = guest-physical address, for every device of the VM.
 //!
-//! Attach first, map second: without a device attached the kernel checks nothing. A table that comes before the first
-//! device is kept and mapped when that device is attached.
+//! Attach first, map second: without a device attached the kernel checks nothing. What is described before the first device is
+//! kept, and mapped when that device is attached.
+//!
+//! Several clients describe the memory: the control face's table holds for all devices, and who has a device on a data face
+//! describes what that one shall reach. Functions of one IOMMU group share an address space whatever anybody wants, so there
+//! is one, of all that is described.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use protocol::extension::IoasChoice;
+use protocol::extension::{Cookie, IoasChoice};
 use rustix::io::Errno;
 use vfio::ioas::IovaRanges;
-use vfio::{Access, CallError, Device, Hwpt, Ioas, Iommufd, Iova};
+use vfio::{CallError, Device, Hwpt, Ioas, Iommufd, Iova};
 
 use crate::failure::{Failure, MemoryShortage};
+use crate::memory::plan::{Areas, Piece, Plan};
+use crate::memory::region::OpenFiles;
+use crate::memory::union::MemoryUnion;
+use crate::memory::view::MAX_MAPPINGS;
+use crate::memory::{GuestRange, Mapping, MemoryRegion, MemoryView};
 use crate::memory_lock::MemoryLimit;
-use crate::memory_table::{MemoryRegion, MemoryTable, size_of_all};
+
+/// Whose description of the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ViewOf {
+    /// The memory table of the control face.
+    Table,
+    /// What the client of this device's data face maps.
+    Device(Cookie),
+}
+
+/// A client changes its view.
+#[derive(Clone, Debug)]
+pub enum ViewChange {
+    /// It adds something.
+    Map(Mapping),
+    /// It takes away what it added with just this range.
+    Unmap(GuestRange),
+    /// It takes everything away.
+    Clear,
+}
+
+/// What a change did to a view.
+#[derive(Debug)]
+enum Changed {
+    Added(Mapping),
+    Removed(Mapping),
+}
 
 /// An IOAS, the page tables over it, and the memory in it.
 #[derive(Debug)]
@@ -24,19 +60,26 @@ pub struct AddressSpace {
     ioas: Ioas,
     choice: IoasChoice,
     iommufd: Arc<Iommufd>,
-    table: MemoryTable,
-    mapping: Mapping,
+    views: BTreeMap<ViewOf, MemoryView>,
+    /// Of all views.
+    wanted: MemoryUnion,
+    files: OpenFiles,
+    /// What the IOAS maps.
+    areas: Areas,
+    mapping: MappingState,
     limit: MemoryLimit,
 }
 
-/// Whether the table is in the IOAS yet.
+/// Whether what is wanted is in the IOAS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mapping {
+enum MappingState {
     /// No device has been attached.
     Deferred,
     /// From the first attachment on. A page table of ours keeps it when the last device is detached; an IOAS that others
-    /// use keeps at least the table, which is pinned anew with the next attachment.
+    /// use keeps at least the mappings, which are pinned anew with the next attachment.
     InForce,
+    /// Something is missing that was mapped before, or was not unmapped. The next change tries once more.
+    Incomplete,
 }
 
 impl AddressSpace {
@@ -52,8 +95,11 @@ impl AddressSpace {
             ioas,
             choice,
             iommufd,
-            table: MemoryTable::default(),
-            mapping: Mapping::Deferred,
+            views: BTreeMap::new(),
+            wanted: MemoryUnion::default(),
+            files: OpenFiles::default(),
+            areas: Areas::default(),
+            mapping: MappingState::Deferred,
             limit,
         })
     }
@@ -63,9 +109,14 @@ impl AddressSpace {
         &self.iommufd
     }
 
-    /// The memory as it was last accepted.
-    pub const fn table(&self) -> &MemoryTable {
-        &self.table
+    /// The memory table as it was last accepted.
+    pub fn table(&self) -> MemoryView {
+        self.views.get(&ViewOf::Table).cloned().unwrap_or_default()
+    }
+
+    /// Whether any memory is described in this view.
+    pub fn has_view(&self, of: ViewOf) -> bool {
+        self.views.get(&of).is_some_and(|view| !view.is_empty())
     }
 
     /// Whether another process maps this address space.
@@ -73,17 +124,15 @@ impl AddressSpace {
         matches!(self.choice, IoasChoice::Adopt(_))
     }
 
-    /// Attaches a bound device, and maps the table if it is the first one. On failure it is detached again.
+    /// Attaches a bound device, and maps what is wanted if it is the first one. On failure it is detached again.
     pub fn attach(&mut self, device: &Device) -> Result<(), Failure> {
         self.attach_to_page_table(device)?;
-        if self.mapping == Mapping::InForce {
+        if self.mapping != MappingState::Deferred {
             return Ok(());
         }
-        let table = std::mem::take(&mut self.table);
-        self.mapping = Mapping::InForce;
-        self.change(table.clone()).inspect_err(|_| {
-            self.mapping = Mapping::Deferred;
-            self.table = table;
+        self.mapping = MappingState::Incomplete;
+        self.map_wanted(&[], &[]).inspect_err(|_| {
+            self.mapping = MappingState::Deferred;
             if let Err(error) = device.detach() {
                 log::warn!(
                     "event=detach-failed device={} errno={}",
@@ -103,125 +152,245 @@ impl AddressSpace {
             IoasChoice::Adopt(_) | IoasChoice::Fill(_) => {
                 device.attach_ioas(&self.ioas).map_err(Failure::attach)
             }
-            IoasChoice::Allocate => self.attach_to_own_page_table(device),
+            IoasChoice::Allocate => attach_to_one_of(&mut self.page_tables, &self.ioas, device),
         }
     }
 
-    fn attach_to_own_page_table(&mut self, device: &Device) -> Result<(), Failure> {
-        for page_table in &self.page_tables {
-            match device.attach(page_table) {
-                Ok(()) => return Ok(()),
-                Err(error) if error.errno == Errno::INVAL => {}
-                Err(error) => return Err(Failure::attach(error)),
+    /// Puts another memory table in force. On failure the old one stands. `devices` are those attached.
+    pub fn change_table(&mut self, next: &MemoryView, devices: &[Arc<Device>]) -> Result<(), Failure> {
+        let (removed, added) = self.table().change_to(next);
+        let removed = removed.iter().map(|mapping| ViewChange::Unmap(*mapping.range()));
+        let changes = removed.chain(added.into_iter().map(ViewChange::Map));
+        let mut done = Vec::new();
+        let noted = changes.into_iter().try_for_each(|change| self.note(ViewOf::Table, change, &mut done));
+        noted
+            .and_then(|()| self.map_wanted(&touched(&done), devices))
+            .inspect_err(|_| self.undo(ViewOf::Table, done))
+    }
+
+    /// Changes a view, and tells what came of each change. What cannot be done leaves everything as it was.
+    ///
+    /// All changes are carried out at once if they can be: memory that comes back elsewhere or in pieces stays pinned.
+    pub fn change_view(
+        &mut self,
+        of: ViewOf,
+        changes: Vec<ViewChange>,
+        devices: &[Arc<Device>],
+    ) -> Vec<Result<(), Failure>> {
+        let mut done = Vec::new();
+        let outcomes: Vec<_> =
+            changes.iter().map(|change| self.note(of, change.clone(), &mut done)).collect();
+        let Err(failure) = self.map_wanted(&touched(&done), devices) else { return outcomes };
+        self.undo(of, done);
+        if let [_] = changes[..] {
+            return vec![Err(failure)];
+        }
+        // One after the other, so that each gets its own answer.
+        changes.into_iter().flat_map(|change| self.change_view(of, vec![change], devices)).collect()
+    }
+
+    /// Takes a client's view away, because it is gone. What cannot be unmapped is in the log, and tried again with the next
+    /// change.
+    pub fn clear(&mut self, of: ViewOf, devices: &[Arc<Device>]) {
+        let mut done = Vec::new();
+        let cleared = self.note(of, ViewChange::Clear, &mut done);
+        if let Err(failure) = cleared.and_then(|()| self.map_wanted(&touched(&done), devices)) {
+            log::error!("event=memory-not-released reason=\"{failure}\"");
+            self.mapping = MappingState::Incomplete;
+        }
+    }
+
+    /// Changes a view and what is wanted, and nothing of the IOAS. What was done is added to `done`.
+    fn note(&mut self, of: ViewOf, change: ViewChange, done: &mut Vec<Changed>) -> Result<(), Failure> {
+        let view = self.views.entry(of).or_default();
+        match change {
+            ViewChange::Map(mut mapping) => {
+                if let Mapping::Backed(region) = &mut mapping {
+                    region.share_file(&mut self.files);
+                }
+                view.insert(mapping.clone(), MAX_MAPPINGS)?;
+                if let Some(Err(other)) = mapping.region().map(|region| self.wanted.add(region)) {
+                    let address = mapping.range().address();
+                    view.remove(*mapping.range())?;
+                    return Err(Failure::region_conflicts(address.0, other.0));
+                }
+                done.push(Changed::Added(mapping));
+            }
+            ViewChange::Unmap(range) => {
+                let mapping = view.remove(range)?;
+                if let Some(region) = mapping.region() {
+                    self.wanted.remove(region);
+                }
+                done.push(Changed::Removed(mapping));
+            }
+            ViewChange::Clear => {
+                for mapping in self.views.remove(&of).iter().flat_map(MemoryView::mappings) {
+                    if let Some(region) = mapping.region() {
+                        self.wanted.remove(region);
+                    }
+                    done.push(Changed::Removed(mapping.clone()));
+                }
             }
         }
-        let page_table = Hwpt::allocate(&self.ioas, device.id()).map_err(Failure::attach)?;
-        device.attach(&page_table).map_err(Failure::attach)?;
-        self.page_tables.push(page_table);
         Ok(())
     }
 
-    /// Puts another table in force. On failure the old one stands.
-    pub fn change(&mut self, next: MemoryTable) -> Result<(), Failure> {
-        let needed = next.size();
+    /// Takes back what was noted, the last first.
+    fn undo(&mut self, of: ViewOf, done: Vec<Changed>) {
+        for changed in done.into_iter().rev() {
+            let change = match changed {
+                Changed::Added(mapping) => ViewChange::Unmap(*mapping.range()),
+                Changed::Removed(mapping) => ViewChange::Map(mapping),
+            };
+            if let Err(failure) = self.note(of, change, &mut Vec::new()) {
+                log::error!("event=view-not-restored reason=\"{failure}\"");
+            }
+        }
+    }
+
+    /// Has the IOAS map what is wanted, which has changed in `touched` only. On failure it maps what it did before.
+    fn map_wanted(&mut self, touched: &[GuestRange], devices: &[Arc<Device>]) -> Result<(), Failure> {
+        let needed = self.wanted.size();
         if let Some(limit) = self.limit.exceeded_by(needed) {
-            let shortage = MemoryShortage { needed, limit, charged: self.charged(&[]), refused: needed };
+            let shortage = MemoryShortage { needed, limit, charged: self.charged(), refused: needed };
             return Err(Failure::memory_lock_limit(&shortage));
         }
-        if self.mapping == Mapping::InForce {
-            let change = self.table.change_to(&next);
-            let ranges = self.ioas.iova_ranges().map_err(Failure::no_address_space)?;
-            change.added.iter().try_for_each(|region| is_mappable(region, &ranges))?;
-            self.replace(&change.removed, &change.added, needed)?;
+        let everything = GuestRange::between(0, u64::MAX);
+        let plan = match self.mapping {
+            MappingState::Deferred => return Ok(()),
+            MappingState::InForce => Plan::new(&self.areas, &self.wanted, touched),
+            MappingState::Incomplete => Plan::new(&self.areas, &self.wanted, everything.as_slice()),
+        };
+        match plan {
+            Plan::InPlace { unmap, map } => self.replace(&unmap, &map)?,
+            Plan::Successor(_) if self.choice != IoasChoice::Allocate => {
+                return Err(Failure::memory_is_shared());
+            }
+            Plan::Successor(pieces) => self.succeed(pieces, devices)?,
         }
-        self.table = next;
+        self.mapping = MappingState::InForce;
         Ok(())
     }
 
-    /// Unmaps `removed`, then maps `added`, for a table of `needed` bytes; undoes what it did when one of them fails.
-    fn replace(
-        &mut self,
-        removed: &[MemoryRegion],
-        added: &[MemoryRegion],
-        needed: u64,
-    ) -> Result<(), Failure> {
-        for (done, region) in removed.iter().enumerate() {
-            if let Err(failure) = self.unmap(region) {
+    /// Unmaps `removed`, then maps `added`; undoes what it did when one of them fails.
+    fn replace(&mut self, removed: &[MemoryRegion], added: &[MemoryRegion]) -> Result<(), Failure> {
+        self.check(added)?;
+        for (done, area) in removed.iter().enumerate() {
+            if let Err(failure) = self.unmap(area) {
                 self.roll_back(&[], removed.get(..done).unwrap_or_default());
                 return Err(failure);
             }
         }
-        for (done, region) in added.iter().enumerate() {
-            if let Err(error) = self.map(region) {
+        for (done, area) in added.iter().enumerate() {
+            if let Err(error) = self.map(area) {
                 let mapped = added.get(..done).unwrap_or_default();
-                let charged = self.charged(removed).saturating_add(size_of_all(mapped));
+                let failure = self.not_mapped(area, error);
                 self.roll_back(mapped, removed);
-                return Err(match self.limit.bytes() {
-                    Some(limit) if error.errno == Errno::NOMEM => {
-                        Failure::memory_lock_limit(&MemoryShortage {
-                            needed,
-                            limit,
-                            charged,
-                            refused: region.size(),
-                        })
-                    }
-                    _ => Failure::map(iova(region), region.size(), error),
-                });
+                return Err(failure);
             }
         }
         Ok(())
     }
 
-    /// Puts the old table back, as far as that goes. What cannot be mapped again leaves the table, which never claims what
-    /// is not so: a client that sends the region again has it mapped.
+    /// Whether areas can be mapped, as far as the IOMMU is concerned.
+    fn check(&self, areas: &[MemoryRegion]) -> Result<(), Failure> {
+        if areas.is_empty() {
+            return Ok(());
+        }
+        let ranges = self.ioas.iova_ranges().map_err(Failure::no_address_space)?;
+        areas.iter().try_for_each(|area| is_mappable(area, &ranges))
+    }
+
+    /// Why the kernel would not map an area, now.
+    fn not_mapped(&self, area: &MemoryRegion, error: CallError) -> Failure {
+        match self.limit.bytes() {
+            Some(limit) if error.errno == Errno::NOMEM => Failure::memory_lock_limit(&MemoryShortage {
+                needed: self.wanted.size(),
+                limit,
+                charged: self.charged(),
+                refused: area.size(),
+            }),
+            _ => Failure::map(iova(area), area.size(), error),
+        }
+    }
+
+    /// Puts back what was there, as far as that goes.
     fn roll_back(&mut self, mapped: &[MemoryRegion], unmapped: &[MemoryRegion]) {
-        for region in mapped {
-            if let Err(failure) = self.unmap(region) {
-                log::error!("event=roll-back-failed region={} reason=\"{failure}\"", region.address());
+        for area in mapped {
+            if let Err(failure) = self.unmap(area) {
+                log::error!("event=roll-back-failed region={} reason=\"{failure}\"", area.address());
             }
         }
-        for region in unmapped {
-            if let Err(error) = self.map(region) {
-                let failure = Failure::map(iova(region), region.size(), error);
-                log::error!("event=region-lost region={} reason=\"{failure}\"", region.address());
-                self.table.forget(region);
-            }
-        }
-    }
-
-    /// Unmaps everything, because the client that described it is gone. Nothing of it is mapped again on the way.
-    pub fn clear(&mut self) {
-        let table = std::mem::take(&mut self.table);
-        if self.mapping == Mapping::Deferred {
-            return;
-        }
-        for region in table.regions() {
-            if let Err(failure) = self.unmap(region) {
-                log::error!("event=region-not-released region={} reason=\"{failure}\"", region.address());
+        for area in unmapped {
+            if let Err(error) = self.map(area) {
+                let failure = Failure::map(iova(area), area.size(), error);
+                log::error!("event=region-lost region={} reason=\"{failure}\"", area.address());
+                self.mapping = MappingState::Incomplete;
             }
         }
     }
 
-    /// How many bytes the kernel charges us for the table without `removed`.
-    fn charged(&self, removed: &[MemoryRegion]) -> u64 {
-        match self.mapping {
-            Mapping::Deferred => 0,
-            Mapping::InForce => self.table.size().saturating_sub(size_of_all(removed)),
+    /// Makes an IOAS of these pieces, and moves the devices over to it. On failure they are where they were.
+    fn succeed(&mut self, pieces: Vec<Piece>, devices: &[Arc<Device>]) -> Result<(), Failure> {
+        let is_new = |piece: &Piece| matches!(piece, Piece::Mapped(_));
+        let new: Vec<_> =
+            pieces.iter().filter(|piece| is_new(piece)).map(|piece| piece.area().clone()).collect();
+        self.check(&new)?;
+        let mut ioas = Ioas::allocate(Arc::clone(&self.iommufd)).map_err(Failure::no_address_space)?;
+        let mut areas = Areas::default();
+        for piece in pieces {
+            let area = piece.area();
+            let made = match &piece {
+                Piece::Copied(_) => ioas.copy_from(&self.ioas, iova(area), area.size(), area.access()),
+                Piece::Mapped(_) => map(&mut ioas, area),
+            };
+            made.map_err(|error| self.not_mapped(area, error))?;
+            areas.insert(area.clone());
+        }
+        let mut page_tables = Vec::new();
+        for device in devices {
+            if let Err(failure) = attach_to_one_of(&mut page_tables, &ioas, device) {
+                self.move_back(devices);
+                return Err(failure);
+            }
+        }
+        drop(std::mem::replace(&mut self.page_tables, page_tables));
+        drop(std::mem::replace(&mut self.ioas, ioas));
+        self.areas = areas;
+        log::debug!("event=memory-moved devices={}", devices.len());
+        Ok(())
+    }
+
+    /// Attaches devices to the page tables on which they were. The kernel keeps the other IOAS for one that cannot be.
+    fn move_back(&mut self, devices: &[Arc<Device>]) {
+        for device in devices {
+            if let Err(failure) = attach_to_one_of(&mut self.page_tables, &self.ioas, device) {
+                log::error!("event=device-not-moved-back device={} reason=\"{failure}\"", device.address());
+            }
         }
     }
 
-    fn map(&mut self, region: &MemoryRegion) -> Result<(), CallError> {
-        let (offset, size) = (region.offset(), region.size());
-        self.ioas.map_file(region.file(), offset, size, iova(region), Access::ReadWrite)
+    /// How many bytes the kernel charges us.
+    fn charged(&self) -> u64 {
+        self.areas.iter().map(MemoryRegion::size).sum()
     }
 
-    fn unmap(&mut self, region: &MemoryRegion) -> Result<(), Failure> {
-        let iova = iova(region);
-        match self.ioas.unmap(iova, region.size()) {
+    fn map(&mut self, area: &MemoryRegion) -> Result<(), CallError> {
+        map(&mut self.ioas, area)?;
+        self.areas.insert(area.clone());
+        Ok(())
+    }
+
+    fn unmap(&mut self, area: &MemoryRegion) -> Result<(), Failure> {
+        let iova = iova(area);
+        match self.ioas.unmap(iova, area.size()) {
+            Ok(()) => {}
             // Whoever else holds the iommufd was first.
-            Err(error) if error.errno == Errno::NOENT => Ok(()),
-            result => result.map_err(|error| Failure::unmap(iova, error)),
+            Err(error) if error.errno == Errno::NOENT => {}
+            Err(error) => return Err(Failure::unmap(iova, error)),
         }
+        self.areas.remove(area);
+        Ok(())
     }
 }
 
@@ -229,14 +398,43 @@ impl Drop for AddressSpace {
     /// An IOAS that is not ours stays, and what we have mapped in it must not.
     fn drop(&mut self) {
         if let IoasChoice::Fill(_) = self.choice {
-            self.clear();
+            for area in self.areas.iter().cloned().collect::<Vec<_>>() {
+                if let Err(failure) = self.unmap(&area) {
+                    log::error!("event=memory-not-released reason=\"{failure}\"");
+                }
+            }
         }
     }
 }
 
+fn attach_to_one_of(page_tables: &mut Vec<Hwpt>, ioas: &Ioas, device: &Device) -> Result<(), Failure> {
+    for page_table in page_tables.iter() {
+        match device.attach(page_table) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.errno == Errno::INVAL => {}
+            Err(error) => return Err(Failure::attach(error)),
+        }
+    }
+    let page_table = Hwpt::allocate(ioas, device.id()).map_err(Failure::attach)?;
+    device.attach(&page_table).map_err(Failure::attach)?;
+    page_tables.push(page_table);
+    Ok(())
+}
+
+fn map(ioas: &mut Ioas, area: &MemoryRegion) -> Result<(), CallError> {
+    ioas.map_file(area.file(), area.offset(), area.size(), iova(area), area.access())
+}
+
+fn touched(done: &[Changed]) -> Vec<GuestRange> {
+    let range = |changed: &Changed| match changed {
+        Changed::Added(mapping) | Changed::Removed(mapping) => mapping.region().map(|region| *region.range()),
+    };
+    done.iter().filter_map(range).collect()
+}
+
 /// Guest memory is at the address where the guest sees it.
-const fn iova(region: &MemoryRegion) -> Iova {
-    Iova(region.address().0)
+const fn iova(area: &MemoryRegion) -> Iova {
+    Iova(area.address().0)
 }
 
 /// The kernel would refuse the region with a bare `EINVAL`: say which.
@@ -247,7 +445,8 @@ fn is_mappable(region: &MemoryRegion, ranges: &IovaRanges) -> Result<(), Failure
     if !aligned {
         return Err(Failure::region_unaligned(address, ranges.alignment));
     }
-    let fits = ranges.usable.iter().any(|range| range.start.0 <= address && region.last() <= range.last.0);
+    let fits =
+        ranges.usable.iter().any(|range| range.start.0 <= address && region.range().last() <= range.last.0);
     if fits { Ok(()) } else { Err(Failure::region_reserved(address, &first_hole(address, ranges))) }
 }
 

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use protocol::extension::Cookie;
 use vfio::{Device, RegionIndex, Sysfs, UnboundDevice};
 
-use crate::address_space::AddressSpace;
+use crate::address_space::{AddressSpace, ViewChange, ViewOf};
 use crate::device::{HeldDevice, Quiescer};
 use crate::failure::Failure;
-use crate::memory_table::MemoryTable;
+use crate::memory::MemoryView;
 use crate::owner::Owner;
 use crate::worker::Work;
 
@@ -28,7 +28,7 @@ pub enum Job {
         /// What was handed over.
         device: UnboundDevice,
         /// Where it is attached.
-        address_space: AddressSpace,
+        address_space: Box<AddressSpace>,
         /// For the reasons of a refused bind.
         sysfs: Arc<Sysfs>,
     },
@@ -39,12 +39,25 @@ pub enum Job {
         /// What becomes of the memory that they saw.
         address_space: ReleasedSpace,
     },
-    /// Map and unmap guest memory.
-    ChangeMemory {
+    /// Put another memory table in force.
+    ChangeTable {
         /// Where.
-        address_space: AddressSpace,
-        /// What shall be mapped in the end.
-        next: MemoryTable,
+        address_space: Box<AddressSpace>,
+        /// The table.
+        next: MemoryView,
+        /// Who is attached.
+        devices: Vec<Arc<Device>>,
+    },
+    /// Change what the client of a data face describes.
+    ChangeView {
+        /// Where.
+        address_space: Box<AddressSpace>,
+        /// Of which device.
+        cookie: Cookie,
+        /// How.
+        changes: Vec<ViewChange>,
+        /// Who is attached.
+        devices: Vec<Arc<Device>>,
     },
     /// Write registers of the config space that the kernel takes its time over.
     WriteConfig {
@@ -62,10 +75,17 @@ pub enum Job {
 pub enum ReleasedSpace {
     /// It is not concerned.
     Untouched,
-    /// Its memory is unmapped.
-    Emptied(AddressSpace),
+    /// Some descriptions of its memory are gone.
+    Cleared {
+        /// The address space.
+        address_space: Box<AddressSpace>,
+        /// Which.
+        views: Vec<ViewOf>,
+        /// Who stays attached.
+        devices: Vec<Arc<Device>>,
+    },
     /// It goes, with page tables and mappings.
-    Dissolved(AddressSpace),
+    Dissolved(Box<AddressSpace>),
 }
 
 /// What came of a job.
@@ -78,16 +98,23 @@ pub enum Completion {
         /// The device, or why there is none.
         outcome: Result<HeldDevice, Failure>,
         /// Back from the job.
-        address_space: AddressSpace,
+        address_space: Box<AddressSpace>,
     },
     /// Of [`Job::Release`]; the address space comes back unless it was dissolved or not concerned.
-    Released(Option<AddressSpace>),
-    /// Of [`Job::ChangeMemory`].
-    MemoryChanged {
+    Released(Option<Box<AddressSpace>>),
+    /// Of [`Job::ChangeTable`].
+    TableChanged {
         /// Whether the new table is in force; if not, the old one is, as far as it could be put back.
         outcome: Result<(), Failure>,
         /// Back from the job.
-        address_space: AddressSpace,
+        address_space: Box<AddressSpace>,
+    },
+    /// Of [`Job::ChangeView`].
+    ViewChanged {
+        /// Of each of the changes.
+        outcomes: Vec<Result<(), Failure>>,
+        /// Back from the job.
+        address_space: Box<AddressSpace>,
     },
     /// Of [`Job::WriteConfig`].
     ConfigWritten(Result<(), Failure>),
@@ -107,9 +134,13 @@ impl Work for Job {
                 drop(devices);
                 Completion::Released(release(address_space))
             }
-            Self::ChangeMemory { mut address_space, next } => {
-                let outcome = address_space.change(next);
-                Completion::MemoryChanged { outcome, address_space }
+            Self::ChangeTable { mut address_space, next, devices } => {
+                let outcome = address_space.change_table(&next, &devices);
+                Completion::TableChanged { outcome, address_space }
+            }
+            Self::ChangeView { mut address_space, cookie, changes, devices } => {
+                let outcomes = address_space.change_view(ViewOf::Device(cookie), changes, &devices);
+                Completion::ViewChanged { outcomes, address_space }
             }
             Self::WriteConfig { device, offset, data } => {
                 let written = device.write_region(RegionIndex::CONFIG, offset, &data);
@@ -131,11 +162,13 @@ fn add_device(
     HeldDevice::new(device, owner, function).map_err(Failure::device_call)
 }
 
-fn release(address_space: ReleasedSpace) -> Option<AddressSpace> {
+fn release(address_space: ReleasedSpace) -> Option<Box<AddressSpace>> {
     match address_space {
         ReleasedSpace::Untouched | ReleasedSpace::Dissolved(_) => None,
-        ReleasedSpace::Emptied(mut address_space) => {
-            address_space.clear();
+        ReleasedSpace::Cleared { mut address_space, views, devices } => {
+            for view in views {
+                address_space.clear(view, &devices);
+            }
             Some(address_space)
         }
     }

@@ -182,6 +182,17 @@ impl<H: Header> Connection<H> {
         Ok(())
     }
 
+    /// Sends one message without descriptors behind what is unsent, of which the caller keeps within bounds how much there is.
+    pub fn send_behind(&mut self, header: H, body: &[u8]) -> Result<(), SendError> {
+        if !self.has_unsent() {
+            return self.send(header, body, &[]);
+        }
+        let size = u32::try_from(body.len()).ok().filter(|_| body.len() <= H::MAX_BODY);
+        let size = size.ok_or(SendError::TooLarge { body: body.len(), descriptors: 0 })?;
+        self.unsent.extend(header.with_body_size(size).as_bytes().iter().chain(body));
+        Ok(())
+    }
+
     /// Sends what an earlier [`Connection::send`] left over, as much as the socket takes now.
     pub fn flush(&mut self) -> Result<(), SendError> {
         while self.has_unsent() {

@@ -354,6 +354,30 @@ pub const REQUESTS: &[Request] = &[
         on("edu-pair", "regions_come_and_go_one_by_one"),
     ),
     request(
+        ioctl::IOMMU_IOAS_COPY,
+        WORKER,
+        "guest memory of which a part goes",
+        on("edu-pair", "memory_that_two_clients_have_changes_with_each_of_them"),
+    ),
+    request(
+        ioctl::IOMMU_IOAS_ALLOC,
+        LOOP_AND_WORKER,
+        "the address space of the VM, and what succeeds it when a part of the memory goes",
+        on("edu-pair", "devices_are_described"),
+    ),
+    request(
+        ioctl::IOMMU_HWPT_ALLOC,
+        WORKER,
+        "page tables of an address space",
+        on("edu-pair", "devices_are_described"),
+    ),
+    request(
+        ioctl::DEVICE_ATTACH_IOMMUFD_PT,
+        WORKER,
+        "a new device, and all of them when an address space is succeeded",
+        on("edu-pair", "devices_are_described"),
+    ),
+    request(
         ioctl::IOMMU_IOAS_IOVA_RANGES,
         LOOP_AND_WORKER,
         "what the IOMMU can map",
@@ -387,24 +411,6 @@ pub const REQUESTS: &[Request] = &[
         ioctl::DEVICE_BIND_IOMMUFD,
         WORKER,
         "a new device",
-        on("edu-pair", "devices_are_described"),
-    ),
-    for_new_devices(
-        ioctl::DEVICE_ATTACH_IOMMUFD_PT,
-        WORKER,
-        "a new device",
-        on("edu-pair", "devices_are_described"),
-    ),
-    for_new_devices(
-        ioctl::IOMMU_HWPT_ALLOC,
-        WORKER,
-        "the page table of a new device",
-        on("edu-pair", "devices_are_described"),
-    ),
-    for_new_devices(
-        ioctl::IOMMU_IOAS_ALLOC,
-        LOOP,
-        "the address space of the VM",
         on("edu-pair", "devices_are_described"),
     ),
     for_new_devices(

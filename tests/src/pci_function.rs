@@ -2,13 +2,15 @@
 
 //! A served PCI function: registers through vfio-user messages.
 
-use std::os::fd::OwnedFd;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use protocol::vfio_user::{Capabilities, Client, ClientError, IrqAction, IrqData, SetIrqs};
+use protocol::vfio_user::{Capabilities, Client, ClientError, DmaMap, IrqAction, IrqData, SetIrqs};
 use vfio::IrqIndex;
 use vfio::config_space::command;
 
+use crate::guest_memory::GuestMemory;
 use crate::server_process::PATIENCE;
 
 /// Region number of the config space.
@@ -83,6 +85,33 @@ impl PciFunction {
     /// Memory decoding and bus mastering on, as a guest's driver does.
     pub fn enable(&mut self) {
         self.set_command(command::MEMORY | command::BUS_MASTER);
+    }
+
+    /// Lets the device reach guest memory: these bytes of it, at their guest-physical address.
+    pub fn map(&mut self, memory: &GuestMemory, part: Range<u64>) -> Result<(), ClientError> {
+        self.map_with(memory, part, true)
+    }
+
+    /// The same for reading only.
+    pub fn map_read_only(&mut self, memory: &GuestMemory, part: Range<u64>) -> Result<(), ClientError> {
+        self.map_with(memory, part, false)
+    }
+
+    fn map_with(
+        &mut self,
+        memory: &GuestMemory,
+        part: Range<u64>,
+        is_writable: bool,
+    ) -> Result<(), ClientError> {
+        let offset = part.start - memory.region().guest_address;
+        let file = Some(memory.as_fd().try_clone_to_owned().expect("a descriptor"));
+        let (address, size) = (part.start, part.end - part.start);
+        self.client.dma_map(&DmaMap { address, size, offset, is_writable, file })
+    }
+
+    /// Takes away what was mapped with just this range.
+    pub fn unmap(&mut self, part: Range<u64>) -> Result<(), ClientError> {
+        self.client.dma_unmap(part.start, part.end - part.start)
     }
 
     /// How many interrupts of this kind there are.

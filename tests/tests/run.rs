@@ -118,11 +118,12 @@ fn devices_that_only_a_hot_reset_cleans_are_sanitized_across_servers() {
 }
 
 #[test]
-fn guest_memory_is_pinned_once_however_many_servers_there_are() {
+fn shared_memory_is_pinned_once_however_many_servers_there_are() {
     let size = 1 << 20;
     for (division, expected) in [("device", vec![size, 0]), ("vm", vec![size])] {
         let machine = ModelledMachine::start("edu-pair");
-        let vm = LaunchedVm::start(&machine.host(), &["--servers", division, FIRST, SECOND]);
+        let arguments = ["--shared-memory", "--servers", division, FIRST, SECOND];
+        let vm = LaunchedVm::start(&machine.host(), &arguments);
         let servers = vm.set_up["servers"].as_array().unwrap();
         let names: Vec<_> = servers.iter().map(|server| server["name"].as_str().unwrap()).collect();
         let memory = GuestMemory::new(0, size);
@@ -132,6 +133,33 @@ fn guest_memory_is_pinned_once_however_many_servers_there_are() {
             names.iter().map(|name| machine.host().pinned_memory_of(vm.pid_of(name))).collect();
         assert_eq!(pinned, expected, "{division}");
     }
+}
+
+#[test]
+fn each_server_maps_what_the_clients_of_its_devices_describe() {
+    let size = 1 << 20;
+    let machine = ModelledMachine::start("igb-pair");
+    let vm = LaunchedVm::start(&machine.host(), &[UNSANITIZED, FIRST, SECOND]);
+    let memory = GuestMemory::new(0, size);
+    let mut functions = [FIRST, SECOND].map(|address| vm.open(address));
+    for function in &mut functions {
+        function.map(&memory, 0..size).unwrap();
+    }
+    for server in [FIRST, SECOND] {
+        assert_eq!(machine.host().pinned_memory_of(vm.pid_of(server)), size);
+    }
+}
+
+#[test]
+fn functions_of_one_iommu_group_go_to_one_server() {
+    let machine = ModelledMachine::start("edu-pair");
+    let vm = LaunchedVm::start(&machine.host(), &[UNSANITIZED, FIRST, SECOND]);
+    let servers = vm.set_up["servers"].as_array().unwrap();
+    let addresses = |server: &serde_json::Value| {
+        let devices = server["devices"].as_array().unwrap().iter();
+        devices.map(|device| device["address"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(servers.iter().map(addresses).collect::<Vec<_>>(), [[FIRST, SECOND]]);
 }
 
 #[test]

@@ -9,13 +9,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use iommufd_bindings::{
-    iommu_ioas_alloc, iommu_ioas_map_file, iommu_ioas_unmap, iommu_iova_range,
+    iommu_ioas_alloc, iommu_ioas_copy, iommu_ioas_map_file, iommu_ioas_unmap, iommu_iova_range,
     iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA, iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE,
     iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE,
 };
 use rustix::io::Errno;
 use vm_memory::FileOffset;
-use vm_memory::mmap::{MmapRegion, MmapRegionError};
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 
 use crate::error::CallError;
 use crate::ioctl;
@@ -53,8 +53,8 @@ pub struct IovaRanges {
     pub alignment: u64,
 }
 
-/// What a device may do with mapped memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a device may do with mapped memory, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Access {
     /// Read only.
     Read,
@@ -69,7 +69,8 @@ pub struct Ioas {
     id: u32,
     ownership: IoasOwnership,
     /// Without `IOMMU_IOAS_MAP_FILE` the kernel maps what this process has mapped; kept for as long as the IOVAs are.
-    process_mappings: BTreeMap<Iova, MmapRegion>,
+    /// A copy in another IOAS leads to the same.
+    process_mappings: BTreeMap<Iova, Arc<MmapRegion>>,
 }
 
 /// Who allocated an IOAS.
@@ -187,13 +188,51 @@ impl Ioas {
     ) -> Result<(), Errno> {
         let file = File::from(file.as_fd().try_clone_to_owned().map_err(|error| errno_of(&error))?);
         let length = usize::try_from(length).map_err(|_| Errno::INVAL)?;
-        let memory =
-            MmapRegion::from_file(FileOffset::new(file, start), length).map_err(|error| match error {
+        let protection = match access {
+            Access::Read => libc::PROT_READ,
+            Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        };
+        let memory = MmapRegionBuilder::new(length)
+            .with_file_offset(FileOffset::new(file, start))
+            .with_mmap_prot(protection)
+            .with_mmap_flags(libc::MAP_NORESERVE | libc::MAP_SHARED)
+            .build()
+            .map_err(|error| match error {
                 MmapRegionError::Mmap(error) => errno_of(&error),
                 _ => Errno::INVAL,
             })?;
         sys::ioas_map(self.iommufd.fd(), self.id, map_flags(access), &memory, iova.0)?;
-        self.process_mappings.insert(iova, memory);
+        self.process_mappings.insert(iova, Arc::new(memory));
+        Ok(())
+    }
+
+    /// Maps at `iova` what `length` bytes from `iova` on of another IOAS of the same iommufd lead to: all of one mapping or a
+    /// part of it. Both share the pages, which stay pinned when either goes, and are charged once.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` where nothing is mapped there; `EPERM` for writing to what was mapped for reading; otherwise as
+    /// [`Self::map_file`].
+    pub fn copy_from(
+        &mut self,
+        other: &Self,
+        iova: Iova,
+        length: u64,
+        access: Access,
+    ) -> Result<(), CallError> {
+        let mut argument = iommu_ioas_copy {
+            flags: map_flags(access),
+            dst_ioas_id: self.id,
+            src_ioas_id: other.id,
+            length,
+            dst_iova: iova.0,
+            src_iova: iova.0,
+            ..Default::default()
+        };
+        sys::call(self.iommufd.fd(), &mut argument)
+            .map_err(|errno| Iommufd::error(ioctl::IOMMU_IOAS_COPY, errno))?;
+        let behind = other.process_mappings.range(..=iova).next_back();
+        self.process_mappings.extend(behind.map(|(_, memory)| (iova, Arc::clone(memory))));
         Ok(())
     }
 

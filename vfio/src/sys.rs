@@ -7,8 +7,8 @@ use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use iommufd_bindings::{
-    iommu_destroy, iommu_hwpt_alloc, iommu_ioas_alloc, iommu_ioas_iova_ranges, iommu_ioas_map,
-    iommu_ioas_map_file, iommu_ioas_unmap, iommu_iova_range, iommu_option,
+    iommu_destroy, iommu_hwpt_alloc, iommu_ioas_alloc, iommu_ioas_copy, iommu_ioas_iova_ranges,
+    iommu_ioas_map, iommu_ioas_map_file, iommu_ioas_unmap, iommu_iova_range, iommu_option,
 };
 use rustix::io::Errno;
 #[cfg(feature = "model")]
@@ -101,6 +101,7 @@ argument!(vfio_device_detach_iommufd_pt, argsz, ioctl::DEVICE_DETACH_IOMMUFD_PT)
 argument!(iommu_destroy, size, ioctl::IOMMU_DESTROY);
 argument!(iommu_ioas_alloc, size, ioctl::IOMMU_IOAS_ALLOC);
 argument!(iommu_ioas_map_file, size, ioctl::IOMMU_IOAS_MAP_FILE, size_of::<iommu_ioas_map_file>(), fd);
+argument!(iommu_ioas_copy, size, ioctl::IOMMU_IOAS_COPY);
 argument!(iommu_ioas_unmap, size, ioctl::IOMMU_IOAS_UNMAP);
 argument!(iommu_option, size, ioctl::IOMMU_OPTION);
 argument!(iommu_hwpt_alloc, size, ioctl::IOMMU_HWPT_ALLOC);

@@ -18,7 +18,7 @@ use super::socket::FaceSocket;
 use crate::failure::Failure;
 use crate::job::Job;
 use crate::machine::{Answer, Machine};
-use crate::memory_table::{self, GuestAddress, MemoryTable};
+use crate::memory::{self, GuestAddress, MemoryView};
 use crate::owner::{ConnectionId, Owner};
 use crate::reset::engine::RequestId;
 
@@ -144,7 +144,7 @@ impl ControlSession {
             ControlRequest::GetMaxMemorySlots => ControlReply::MaxMemorySlots(MAX_MEMORY_SLOTS.into()),
             ControlRequest::SetMemoryTable(regions) => {
                 let regions = regions.into_iter().map(accept_region).collect::<Result<Vec<_>, _>>()?;
-                return machine.change_memory(owner, |_| MemoryTable::from_regions(regions)).map(Step::Job);
+                return machine.change_memory(owner, |_| MemoryView::from_regions(regions)).map(Step::Job);
             }
             ControlRequest::AddMemoryRegion(region) => {
                 let region = accept_region(region)?;
@@ -244,7 +244,7 @@ impl From<Answer> for ControlReply {
     fn from(answer: Answer) -> Self {
         match answer {
             Answer::DeviceAdded(info) => Self::Device(info),
-            Answer::Done => Self::Done,
+            Answer::Done | Answer::Memory(_) => Self::Done,
             Answer::Reset(report) => Self::Reset(report),
         }
     }
@@ -259,8 +259,8 @@ fn offered(bits: u64, offered: u64) -> Result<(), Failure> {
     if others == 0 { Ok(()) } else { Err(Failure::feature_not_offered(others)) }
 }
 
-fn accept_region(BackedRegion { region, file }: BackedRegion) -> Result<memory_table::MemoryRegion, Failure> {
-    memory_table::MemoryRegion::new(GuestAddress(region.guest_address), region.size, region.offset, file)
+fn accept_region(BackedRegion { region, file }: BackedRegion) -> Result<memory::MemoryRegion, Failure> {
+    memory::MemoryRegion::sealed(GuestAddress(region.guest_address), region.size, region.offset, file)
 }
 
 fn accept_face(

@@ -6,15 +6,20 @@ use std::sync::Arc;
 
 use protocol::extension::Cookie;
 use protocol::vfio_user::{
-    self as wire, Capabilities, DeviceInfo, IrqInfo, RegionAccess, RegionInfo, Reply, Request, SetIrqs,
+    self as wire, Capabilities, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, RegionAccess, RegionInfo, Reply,
+    Request, SetIrqs,
 };
 use rustix::io::Errno;
-use vfio::{CallError, IrqAction, IrqIndex, RegionIndex};
+use vfio::{Access, CallError, IrqAction, IrqIndex, RegionIndex};
 
+use super::memory_batch::MemoryBatch;
+use crate::address_space::ViewChange;
 use crate::failure::Failure;
 use crate::interrupts::{IrqChange, IrqChangeData};
 use crate::job::Job;
 use crate::machine::Machine;
+use crate::memory::view::MAX_MAPPINGS;
+use crate::memory::{GuestAddress, GuestRange, Mapping, MemoryRegion};
 use crate::reset::engine::RequestId;
 
 /// What this end of a connection can take.
@@ -22,7 +27,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     max_msg_fds: Some(16),
     max_data_xfer_size: Some(1 << 20),
     pgsizes: Some(4096),
-    max_dma_maps: None,
+    max_dma_maps: Some(MAX_MAPPINGS as u64),
 };
 
 /// What a request leads to.
@@ -32,8 +37,22 @@ pub enum Step {
     Reply(Reply),
     /// Something that takes its time, and the answer if it is done well.
     Job(Job, Reply),
+    /// A change of the client's memory, which may be carried out together with those that follow, and the answer if it is
+    /// done.
+    Memory(ViewChange, Reply),
     /// A reset; if it is done the answer is [`Reply::Done`].
     Reset(RequestId),
+}
+
+/// What a client has said of the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum GuestMemory {
+    /// Nothing.
+    Unknown,
+    /// There is some that devices can reach.
+    Reachable,
+    /// Some was mapped without a file, and none with one.
+    Private,
 }
 
 /// One client of a device.
@@ -44,12 +63,16 @@ pub struct VfioUserSession {
     is_negotiated: bool,
     /// Whether the device has been made ready for this client. Until then it is told nothing about it.
     pub is_admitted: bool,
+    /// Changes of its memory that are collected.
+    pub batch: MemoryBatch,
+    memory: GuestMemory,
 }
 
 impl VfioUserSession {
     /// A client that has just connected.
-    pub const fn new(cookie: Cookie) -> Self {
-        Self { cookie, is_negotiated: false, is_admitted: false }
+    pub fn new(cookie: Cookie) -> Self {
+        let (batch, memory) = (MemoryBatch::default(), GuestMemory::Unknown);
+        Self { cookie, is_negotiated: false, is_admitted: false, batch, memory }
     }
 
     /// The device that is served.
@@ -67,10 +90,20 @@ impl VfioUserSession {
         }
     }
 
-    /// Whether a request is about the device, so that it has to wait while that is made ready or reset. A reset that was
-    /// asked for meanwhile is decided on at once.
-    pub const fn is_about_device(request: &Request) -> bool {
+    /// Whether a request changes memory, so that it may be carried out with others of its kind.
+    pub const fn is_about_memory(request: &Request) -> bool {
+        matches!(request, Request::DmaMap(_) | Request::DmaUnmap(..))
+    }
+
+    /// Whether a request has to wait until the device is made ready. A reset that was asked for meanwhile is decided on at
+    /// once.
+    pub const fn needs_admission(request: &Request) -> bool {
         !matches!(request, Request::Version(_) | Request::DeviceReset)
+    }
+
+    /// Whether a request is about the device, so that it has to wait while that is reset.
+    pub const fn is_about_device(request: &Request) -> bool {
+        Self::needs_admission(request) && !Self::is_about_memory(request)
     }
 
     /// Carries a request out, or begins to.
@@ -86,6 +119,10 @@ impl VfioUserSession {
             Request::Version(proposal) => {
                 self.is_negotiated = true;
                 Reply::Version(proposal.reply(&CAPABILITIES))
+            }
+            Request::DmaMap(map) => return self.map(map).map(|change| Step::Memory(change, Reply::Done)),
+            Request::DmaUnmap(unmap, echo) => {
+                return unmapped(unmap).map(|change| Step::Memory(change, Reply::DmaUnmap(echo)));
             }
             Request::GetInfo => self.device_info(machine)?,
             Request::GetRegionInfo { index, .. } => self.region_info(index, machine)?,
@@ -104,7 +141,29 @@ impl VfioUserSession {
         }))
     }
 
+    /// What the device may reach from now on. Something without a file is remembered only: a ROM, or another device's memory.
+    fn map(&mut self, map: DmaMap) -> Result<ViewChange, Failure> {
+        let DmaMap { address, size, offset, is_writable, file } = map;
+        let address = GuestAddress(address);
+        let access = if is_writable { Access::ReadWrite } else { Access::Read };
+        if file.is_some() {
+            self.memory = GuestMemory::Reachable;
+        } else if is_writable && self.memory == GuestMemory::Unknown {
+            self.memory = GuestMemory::Private;
+        }
+        let mapping = match file.map(|file| MemoryRegion::new(address, size, offset, file, access)) {
+            Some(region) => Mapping::Backed(region?),
+            None => Mapping::Unbacked(guest_range(address, size)?),
+        };
+        Ok(ViewChange::Map(mapping))
+    }
+
+    /// A device without the guest's memory would do nothing but harm, and a client hears of a mapping that failed too late:
+    /// it is told here, before it has the device.
     fn device_info(&self, machine: &Machine) -> Result<Reply, Failure> {
+        if self.memory == GuestMemory::Private && !machine.has_memory_table() {
+            return Err(Failure::memory_is_private());
+        }
         let info = machine.device(self.cookie)?.device.info();
         let reset = if machine.has_reset(self.cookie)? { DeviceInfo::RESET } else { 0 };
         Ok(Reply::Info(DeviceInfo {
@@ -190,6 +249,17 @@ impl VfioUserSession {
         machine.note_write(self.cookie, region, access.offset, data);
         Ok(Reply::RegionWrite(access))
     }
+}
+
+fn unmapped(unmap: DmaUnmap) -> Result<ViewChange, Failure> {
+    match unmap {
+        DmaUnmap::Range { address, size } => guest_range(GuestAddress(address), size).map(ViewChange::Unmap),
+        DmaUnmap::All => Ok(ViewChange::Clear),
+    }
+}
+
+fn guest_range(address: GuestAddress, size: u64) -> Result<GuestRange, Failure> {
+    GuestRange::new(address, size).ok_or_else(|| Failure::region_unaligned(address.0, 1))
 }
 
 fn irq_index(number: u32) -> Result<IrqIndex, Failure> {

@@ -70,6 +70,14 @@ impl Failure {
         Self::region("region-overlaps", Errno::EXIST, address, why, "Remove the other region first")
     }
 
+    /// Another client has other memory at the address.
+    pub fn region_conflicts(address: u64, other: u64) -> Self {
+        let why = format!(
+            "another client of this server has other memory at {other:#x}, and devices of one server share an address space"
+        );
+        Self::region("region-conflicts", Errno::EXIST, address, why, "Start a server for each VM")
+    }
+
     /// In a range that the IOMMU keeps for itself.
     pub fn region_reserved(address: u64, hole: &str) -> Self {
         let why = format!("the IOMMU cannot map {hole}, as it does not the window for interrupt messages");
@@ -79,13 +87,13 @@ impl Failure {
 
     /// One region too many.
     pub fn too_many_regions(address: u64, limit: usize) -> Self {
-        let why = format!("the table has {limit} regions already");
+        let why = format!("there are {limit} already, which is the most");
         Self::region("too-many-regions", Errno::NOSPC, address, why, "Use fewer, larger regions")
     }
 
     /// Nothing of that address and size is in the table.
     pub fn region_unknown(address: u64) -> Self {
-        let why = "the table has no region with this address and size";
+        let why = "there is none with this address and size";
         Self::region("region-unknown", Errno::NOENT, address, why, "Remove exactly what was added")
     }
 
@@ -131,9 +139,31 @@ impl Failure {
         failure(
             "memory-is-adopted",
             Errno::PERM,
-            "the memory table was refused",
+            "the description of guest memory was refused",
             "the address space was adopted, and whoever allocated it maps it",
-            "Send the memory table there",
+            "Describe the memory there, or give the server an address space of its own",
+        )
+    }
+
+    /// The guest's memory is the VMM's alone.
+    pub fn memory_is_private() -> Self {
+        failure(
+            "memory-is-private",
+            Errno::INVAL,
+            "the device was refused to its client",
+            "guest memory came without a file, so that no device can reach it",
+            "Add share=on to the VM's memory: -object memory-backend-memfd,id=m0,size=SIZE,share=on -machine memory-backend=m0",
+        )
+    }
+
+    /// A mapping of an address space that other servers use would have to be split.
+    pub fn memory_is_shared() -> Self {
+        failure(
+            "memory-is-shared",
+            Errno::BUSY,
+            "a part of guest memory cannot be taken away",
+            "it was mapped as a whole, and devices of other servers are attached to the address space",
+            "Give each server an address space of its own, or describe the memory once",
         )
     }
 }

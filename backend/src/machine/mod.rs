@@ -22,15 +22,15 @@ use protocol::extension::{
     Cookie, DeviceFlags, DeviceInfo, GroupReason, IoasChoice, KernelFeatures, MAX_DEVICES, Name, ResetReport,
 };
 use vfio::device::NotACdev;
-use vfio::{Iommufd, PciAddress, Sysfs, UnboundDevice};
+use vfio::{Device, Iommufd, PciAddress, Sysfs, UnboundDevice};
 
 pub use self::course::Effect;
-use crate::address_space::AddressSpace;
+use crate::address_space::{AddressSpace, ViewChange, ViewOf};
 use crate::device::{DataFace, HeldDevice, Quiescer};
 use crate::failure::Failure;
 use crate::job::{Completion, Job, ReleasedSpace};
+use crate::memory::MemoryView;
 use crate::memory_lock::MemoryLimit;
-use crate::memory_table::MemoryTable;
 use crate::owner::{ConnectionId, Owner};
 use crate::policy::Policies;
 use crate::reset::engine::{Engine, Event, RequestId, Settings};
@@ -43,6 +43,8 @@ pub enum Answer {
     DeviceAdded(DeviceInfo),
     /// Done, and nothing more to say.
     Done,
+    /// What came of each change of a client's memory.
+    Memory(Vec<Result<(), Failure>>),
     /// A reset was done.
     Reset(ResetReport),
 }
@@ -53,7 +55,7 @@ enum Slot {
     /// No iommufd yet.
     Empty,
     /// Here.
-    Here(Owner, AddressSpace),
+    Here(Owner, Box<AddressSpace>),
     /// With the job in flight.
     Away(Owner),
 }
@@ -127,7 +129,7 @@ impl Machine {
         let features =
             if iommufd.has_map_file() { KernelFeatures::MAP_FILE } else { KernelFeatures::default() };
         let address_space = AddressSpace::new(Arc::new(iommufd), ioas, self.memory_limit)?;
-        self.address_space = Slot::Here(owner, address_space);
+        self.address_space = Slot::Here(owner, Box::new(address_space));
         Ok(features)
     }
 
@@ -157,7 +159,27 @@ impl Machine {
             return Err(Failure::not_yours("the device's removal"));
         }
         let devices = self.forget([cookie]);
-        Ok(Job::Release { devices, address_space: ReleasedSpace::Untouched })
+        Ok(Job::Release { devices, address_space: self.clear(vec![ViewOf::Device(cookie)]) })
+    }
+
+    /// The address space, for a job that takes these descriptions out of it.
+    fn clear(&mut self, views: Vec<ViewOf>) -> ReleasedSpace {
+        let is_described = matches!(&self.address_space, Slot::Here(_, space) if views.iter().any(|view| space.has_view(*view)));
+        match self.take_address_space() {
+            Ok(address_space) if is_described => {
+                ReleasedSpace::Cleared { address_space, views, devices: self.attached() }
+            }
+            Ok(address_space) => {
+                self.put_address_space(Some(address_space));
+                ReleasedSpace::Untouched
+            }
+            Err(_) => ReleasedSpace::Untouched,
+        }
+    }
+
+    /// The devices that are attached to the address space.
+    fn attached(&self) -> Vec<Arc<Device>> {
+        self.devices.values().map(|held| Arc::clone(&held.device)).collect()
     }
 
     /// The devices leave the machine, with what it takes to stop them.
@@ -175,20 +197,44 @@ impl Machine {
     pub fn change_memory(
         &mut self,
         owner: Owner,
-        change: impl FnOnce(MemoryTable) -> Result<MemoryTable, Failure>,
+        change: impl FnOnce(MemoryView) -> Result<MemoryView, Failure>,
     ) -> Result<Job, Failure> {
         if self.memory_owner.is_some_and(|present| present != owner) {
             return Err(Failure::not_yours("the change of guest memory"));
         }
-        let Slot::Here(_, address_space) = &self.address_space else {
-            return Err(Failure::iommufd_missing());
-        };
-        if address_space.is_adopted() {
-            return Err(Failure::memory_is_adopted());
-        }
-        let next = change(address_space.table().clone())?;
+        let next = change(self.describable()?.table())?;
         self.memory_owner = Some(owner);
-        Ok(Job::ChangeMemory { address_space: self.take_address_space()?, next })
+        let devices = self.attached();
+        Ok(Job::ChangeTable { address_space: self.take_address_space()?, next, devices })
+    }
+
+    /// The address space, if it is this server that maps what it shall hold.
+    fn describable(&self) -> Result<&AddressSpace, Failure> {
+        match &self.address_space {
+            Slot::Here(_, address_space) if address_space.is_adopted() => Err(Failure::memory_is_adopted()),
+            Slot::Here(_, address_space) => Ok(address_space),
+            Slot::Empty | Slot::Away(_) => Err(Failure::iommufd_missing()),
+        }
+    }
+
+    /// Changes what the client of a device's data face describes of guest memory.
+    pub fn change_view(&mut self, cookie: Cookie, changes: Vec<ViewChange>) -> Result<Job, Failure> {
+        self.describable()?;
+        let devices = self.attached();
+        Ok(Job::ChangeView { address_space: self.take_address_space()?, cookie, changes, devices })
+    }
+
+    /// What the client of a device's data face has described is gone with it. `None` where that is nothing.
+    pub fn drop_view(&mut self, cookie: Cookie) -> Option<Job> {
+        match self.clear(vec![ViewOf::Device(cookie)]) {
+            ReleasedSpace::Untouched => None,
+            address_space => Some(Job::Release { devices: Vec::new(), address_space }),
+        }
+    }
+
+    /// Whether the control face's table describes guest memory.
+    pub fn has_memory_table(&self) -> bool {
+        matches!(&self.address_space, Slot::Here(_, space) if space.has_view(ViewOf::Table))
     }
 
     /// Whether the memory table in force is the connection's.
@@ -208,17 +254,17 @@ impl Machine {
         if cookies.is_empty() && !owns_space && !owns_memory {
             return None;
         }
+        let mut views: Vec<_> = cookies.iter().copied().map(ViewOf::Device).collect();
         let devices = self.forget(cookies);
         // With the address space goes the memory in it, whoever described that.
         if owns_space || owns_memory {
             self.memory_owner = None;
+            views.push(ViewOf::Table);
         }
-        let address_space = match (owns_space, owns_memory) {
-            (true, _) => self.take_address_space().map_or(ReleasedSpace::Untouched, ReleasedSpace::Dissolved),
-            (false, true) => {
-                self.take_address_space().map_or(ReleasedSpace::Untouched, ReleasedSpace::Emptied)
-            }
-            (false, false) => ReleasedSpace::Untouched,
+        let address_space = if owns_space {
+            self.take_address_space().map_or(ReleasedSpace::Untouched, ReleasedSpace::Dissolved)
+        } else {
+            self.clear(views)
         };
         Some(Job::Release { devices, address_space })
     }
@@ -265,12 +311,16 @@ impl Machine {
                 log::info!("event=released devices-left={}", self.devices.len());
                 Ok(Answer::Done)
             }
-            Completion::MemoryChanged { outcome, address_space } => {
-                if address_space.table().regions().is_empty() {
+            Completion::TableChanged { outcome, address_space } => {
+                if !address_space.has_view(ViewOf::Table) {
                     self.memory_owner = None;
                 }
                 self.put_address_space(Some(address_space));
                 outcome.map(|()| Answer::Done)
+            }
+            Completion::ViewChanged { outcomes, address_space } => {
+                self.put_address_space(Some(address_space));
+                Ok(Answer::Memory(outcomes))
             }
             Completion::ConfigWritten(outcome) => outcome.map(|()| Answer::Done),
         }
@@ -346,7 +396,7 @@ impl Machine {
         self.have_groups_changed = true;
     }
 
-    fn take_address_space(&mut self) -> Result<AddressSpace, Failure> {
+    fn take_address_space(&mut self) -> Result<Box<AddressSpace>, Failure> {
         match std::mem::replace(&mut self.address_space, Slot::Empty) {
             Slot::Here(owner, address_space) => {
                 self.address_space = Slot::Away(owner);
@@ -360,7 +410,7 @@ impl Machine {
     }
 
     /// The address space comes back from a job, or was dissolved by it.
-    fn put_address_space(&mut self, address_space: Option<AddressSpace>) {
+    fn put_address_space(&mut self, address_space: Option<Box<AddressSpace>>) {
         if let Slot::Away(owner) = self.address_space {
             self.address_space =
                 address_space.map_or(Slot::Empty, |address_space| Slot::Here(owner, address_space));

@@ -31,6 +31,7 @@ use self::poller::{Interest, Poller, Token, Watched};
 use self::reset::Handout;
 use crate::device::DataFace;
 use crate::face::control::ControlSession;
+use crate::face::memory_batch::Answers;
 use crate::face::vfio_user::VfioUserSession;
 use crate::failure::Failure;
 use crate::job::Job;
@@ -70,6 +71,8 @@ enum Asker {
     Control(Token, VhostUserHeader),
     /// With what the answer is if the job is done well.
     VfioUser(Token, VfioUserHeader, Reply),
+    /// Changes of a client's memory.
+    Memory(Token, Answers),
     /// It was nobody's request.
     Nobody,
 }
@@ -94,6 +97,8 @@ pub struct Server {
     broker: Option<Token>,
     /// Control connections that are gone, and what they handed over is not yet.
     withdrawals: VecDeque<ConnectionId>,
+    /// Devices whose data clients are gone, and what those described of memory is not yet.
+    left_views: VecDeque<Cookie>,
     /// Clients whose request waits for the job in flight.
     waiting: VecDeque<Token>,
     /// Clients whose request waits for a device that is being reset.
@@ -122,6 +127,7 @@ impl Server {
             channels: BTreeMap::new(),
             broker: None,
             withdrawals: VecDeque::new(),
+            left_views: VecDeque::new(),
             waiting: VecDeque::new(),
             held_off: Vec::new(),
             lifelines: Vec::new(),
@@ -145,7 +151,7 @@ impl Server {
     pub fn run_job(&mut self, job: Job) -> Result<(), Failure> {
         match self.machine.finish(job.carry_out())? {
             Answer::DeviceAdded(info) => self.watch_notices(info.cookie),
-            Answer::Done | Answer::Reset(_) => {}
+            Answer::Done | Answer::Memory(_) | Answer::Reset(_) => {}
         }
         Ok(())
     }
@@ -163,9 +169,11 @@ impl Server {
             let deadline = deadlines.chain(self.machine.wakes_at()).chain(self.polls_at()).min();
             let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             self.poller.wait(timeout, &mut ready)?;
-            for token in ready.drain(..) {
-                self.handle_event(token);
+            for token in &ready {
+                self.handle_event(*token);
             }
+            self.close_due_batches(&ready);
+            ready.clear();
             if deadline.is_some_and(|at| at <= Instant::now()) {
                 self.close_overdue();
                 self.accept_again();
@@ -299,6 +307,17 @@ impl Server {
                     self.reply_vfio_user(token, peer, header, answer.map(|_| reply));
                 }
             }
+            Asker::Memory(token, answers) => {
+                if let Some(Endpoint::VfioUser(peer)) = self.endpoints.remove(&token) {
+                    match answer {
+                        Ok(Answer::Memory(outcomes)) => {
+                            self.reply_to_batch(token, peer, answers.with(outcomes));
+                        }
+                        Ok(_) => self.reply_to_batch(token, peer, answers.with([])),
+                        Err(failure) => self.reply_to_batch(token, peer, answers.refused(&failure)),
+                    }
+                }
+            }
             Asker::Nobody => {
                 if let Err(failure) = answer {
                     log::error!("event=job-failed reason=\"{failure}\"");
@@ -312,7 +331,11 @@ impl Server {
     fn proceed(&mut self) {
         self.carry_out_effects();
         while self.in_flight.is_none() {
-            if let Some(connection) = self.next_withdrawal() {
+            if let Some(cookie) = self.left_views.pop_front() {
+                if let Some(job) = self.machine.drop_view(cookie) {
+                    self.submit(job, Asker::Nobody);
+                }
+            } else if let Some(connection) = self.next_withdrawal() {
                 if let Some(job) = self.machine.withdraw(connection) {
                     self.close_faces_of_removed();
                     self.submit(job, Asker::Nobody);
@@ -333,6 +356,9 @@ impl Server {
                 Some((header, request)) => self.start_control(token, peer, header, request),
                 None => self.keep_control(token, peer),
             },
+            Some(Endpoint::VfioUser(peer)) if peer.session.batch.is_closed() => {
+                self.carry_out_batch(token, peer);
+            }
             Some(Endpoint::VfioUser(mut peer)) => match peer.held.take() {
                 Some((header, request)) => self.start_vfio_user(token, peer, header, request),
                 None => self.keep_vfio_user(token, peer),
@@ -345,7 +371,9 @@ impl Server {
     fn deadlines(&self) -> impl Iterator<Item = Instant> {
         self.endpoints.values().filter_map(|endpoint| match endpoint {
             Endpoint::Control(peer) => peer.deadline(),
-            Endpoint::VfioUser(peer) => peer.deadline(),
+            Endpoint::VfioUser(peer) => {
+                [peer.deadline(), peer.session.batch.due()].into_iter().flatten().min()
+            }
             _ => None,
         })
     }

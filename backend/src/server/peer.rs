@@ -46,7 +46,7 @@ impl<H: Header, S, R> Peer<H, S, R> {
 
     /// Sends a reply; what the socket does not take now is sent when it does.
     pub fn send(&mut self, header: H, body: &[u8]) -> Result<(), SendError> {
-        self.connection.source.send(header, body, &[])
+        self.connection.source.send_behind(header, body)
     }
 
     /// The header of the message that cannot be received, if that much of it came.

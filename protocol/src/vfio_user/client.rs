@@ -11,6 +11,7 @@ use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::command::Command;
+use super::dma::{DmaMap, DmaMapPayload, DmaUnmapPayload};
 use super::error::RequestError;
 use super::header::{MAX_DATA, VfioUserHeader};
 use super::irq::{IrqData, SetIrqs};
@@ -75,6 +76,25 @@ impl Client {
     pub fn version(&mut self, ours: &Capabilities) -> Result<Proposal, ClientError> {
         let reply = self.call(Command::VERSION, &ours.encode(MINOR), &[])?;
         Proposal::parse(&reply).map_err(ClientError::Version)
+    }
+
+    /// Lets the device reach memory, with the file that is behind it.
+    pub fn dma_map(&mut self, memory: &DmaMap) -> Result<(), ClientError> {
+        let DmaMap { address, size, offset, is_writable, ref file } = *memory;
+        let flags = DmaMapPayload::READ | if is_writable { DmaMapPayload::WRITE } else { 0 };
+        let request = DmaMapPayload { argsz: DmaMapPayload::SIZE, flags, offset, address, size };
+        let file: Vec<_> = file.iter().map(AsFd::as_fd).collect();
+        let reply = self.call(Command::DMA_MAP, request.as_bytes(), &file)?;
+        expect_empty(Command::DMA_MAP, &reply)
+    }
+
+    /// Takes away what was mapped at `address` with this size.
+    pub fn dma_unmap(&mut self, address: u64, size: u64) -> Result<(), ClientError> {
+        let request = DmaUnmapPayload { argsz: DmaUnmapPayload::SIZE, flags: 0, address, size };
+        match self.exchange(Command::DMA_UNMAP, &request)? {
+            echo if echo == request => Ok(()),
+            _ => Err(ClientError::Malformed { command: Command::DMA_UNMAP }),
+        }
     }
 
     /// Describes the device.

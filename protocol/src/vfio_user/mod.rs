@@ -4,6 +4,7 @@
 
 mod client;
 mod command;
+mod dma;
 mod error;
 mod header;
 mod irq;
@@ -13,6 +14,7 @@ mod version;
 
 pub use client::{Client, ClientError};
 pub use command::Command;
+pub use dma::{DmaMap, DmaMapPayload, DmaUnmap, DmaUnmapPayload};
 pub use error::RequestError;
 pub use header::{MAX_DATA, VfioUserHeader};
 pub use irq::{IrqAction, IrqData, IrqSet, MAX_IRQS, SetIrqs};

@@ -5,6 +5,7 @@
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::command::Command;
+use super::dma::{DmaMap, DmaUnmap, DmaUnmapPayload};
 use super::error::RequestError;
 use super::header::{MAX_DATA, VfioUserHeader};
 use super::irq::SetIrqs;
@@ -17,6 +18,10 @@ use crate::frame::{Descriptors, Frame};
 pub enum Request {
     /// `VERSION`.
     Version(Proposal),
+    /// `DMA_MAP`.
+    DmaMap(DmaMap),
+    /// `DMA_UNMAP`, and the payload that it came with.
+    DmaUnmap(DmaUnmap, DmaUnmapPayload),
     /// `DEVICE_GET_INFO`.
     GetInfo,
     /// `DEVICE_GET_REGION_INFO`.
@@ -53,8 +58,10 @@ impl Request {
         let Descriptors::Complete(descriptors) = frame.descriptors else {
             return Err(RequestError::TooManyDescriptors { command });
         };
-        if command == Command::DEVICE_SET_IRQS {
-            return SetIrqs::parse(&frame.body, descriptors).map(Self::SetIrqs);
+        match command {
+            Command::DEVICE_SET_IRQS => return SetIrqs::parse(&frame.body, descriptors).map(Self::SetIrqs),
+            Command::DMA_MAP => return DmaMap::parse(&frame.body, descriptors).map(Self::DmaMap),
+            _ => {}
         }
         let message = Message { command, body: frame.body };
         let request = message.parse()?;
@@ -75,6 +82,9 @@ impl Message {
     fn parse(self) -> Result<Request, RequestError> {
         match self.command {
             Command::VERSION => Proposal::parse(&self.body).map(Request::Version),
+            Command::DMA_UNMAP => {
+                DmaUnmap::parse(&self.body).map(|(unmap, echo)| Request::DmaUnmap(unmap, echo))
+            }
             Command::DEVICE_GET_INFO => {
                 let DeviceInfo { argsz, .. } = self.payload()?;
                 self.check(argsz >= DeviceInfo::SIZE, "argsz", argsz.into())?;
@@ -143,10 +153,12 @@ impl Message {
 /// What a command that was done is answered with. One that was not gets [`VfioUserHeader::error_reply`] alone.
 #[derive(Debug)]
 pub enum Reply {
-    /// To `DEVICE_SET_IRQS` and `DEVICE_RESET`.
+    /// To `DMA_MAP`, `DEVICE_SET_IRQS` and `DEVICE_RESET`.
     Done,
     /// To `VERSION`: what [`Proposal::reply`] gave.
     Version(Vec<u8>),
+    /// To `DMA_UNMAP`: the payload that it came with.
+    DmaUnmap(DmaUnmapPayload),
     /// To `DEVICE_GET_INFO`.
     Info(DeviceInfo),
     /// To `DEVICE_GET_REGION_INFO`.
@@ -170,6 +182,7 @@ impl Reply {
         match self {
             Self::Done => Vec::new(),
             Self::Version(body) => body.clone(),
+            Self::DmaUnmap(echo) => echo.as_bytes().to_vec(),
             Self::Info(info) => info.as_bytes().to_vec(),
             Self::RegionInfo(info) => info.as_bytes().to_vec(),
             Self::IrqInfo(info) => info.as_bytes().to_vec(),

@@ -4,8 +4,8 @@
 
 use protocol::Frame;
 use protocol::vfio_user::{
-    Capabilities, Command, DeviceInfo, IrqAction, IrqData, IrqInfo, IrqSet, MAX_IRQS, Proposal, RegionInfo,
-    Request, SetIrqs, VfioUserHeader,
+    Capabilities, Command, DeviceInfo, DmaMap, DmaMapPayload, DmaUnmap, IrqAction, IrqData, IrqInfo, IrqSet,
+    MAX_IRQS, Proposal, RegionInfo, Request, SetIrqs, VfioUserHeader,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -30,6 +30,16 @@ pub(super) fn parse(frame: Frame<VfioUserHeader>) {
     };
     match &request {
         Request::Version(proposal) => check_proposal(proposal, body.len()),
+        Request::DmaMap(map) => check_map(map, &body),
+        Request::DmaUnmap(unmap, echo) => {
+            assert_eq!(echo.as_bytes(), body);
+            let (address, size) = match *unmap {
+                DmaUnmap::Range { address, size } => (address, size),
+                DmaUnmap::All => (0, 0),
+            };
+            assert_eq!((echo.address, echo.size), (address, size));
+            assert!(address.checked_add(size).is_some() && (*unmap == DmaUnmap::All || size > 0));
+        }
         // Of these the server reads no more than what it parses.
         Request::GetInfo => {
             assert!(DeviceInfo::read_from_bytes(&body).is_ok_and(|info| info.argsz >= DeviceInfo::SIZE));
@@ -60,6 +70,13 @@ pub(super) fn check_proposal(proposal: &Proposal, size: usize) {
     assert!(reply.len() <= size, "a reply of {} bytes to a proposal of {size}", reply.len());
     let answered = Proposal::parse(&reply).expect("our own words");
     assert!(answered.minor <= minor);
+}
+
+fn check_map(map: &DmaMap, body: &[u8]) {
+    let came = DmaMapPayload::read_from_bytes(body).expect("as it was parsed");
+    assert_eq!((came.address, came.size, came.offset), (map.address, map.size, map.offset));
+    assert!(map.size > 0 && map.address.checked_add(map.size).is_some(), "{map:?}");
+    assert_eq!(came.flags, if map.is_writable { 3 } else { 1 });
 }
 
 fn check_interrupts(set: &SetIrqs, body: &[u8]) {

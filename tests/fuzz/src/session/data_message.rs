@@ -5,7 +5,10 @@
 use std::os::fd::OwnedFd;
 
 use arbitrary::Arbitrary;
-use protocol::vfio_user::{Capabilities, Command, DeviceInfo, IrqInfo, IrqSet, RegionAccess, RegionInfo};
+use protocol::vfio_user::{
+    Capabilities, Command, DeviceInfo, DmaMapPayload, DmaUnmapPayload, IrqInfo, IrqSet, RegionAccess,
+    RegionInfo,
+};
 use zerocopy::IntoBytes;
 
 use super::descriptor::Descriptor;
@@ -14,15 +17,48 @@ use super::world::World;
 /// A command, well-formed but for [`Self::Other`].
 #[derive(Arbitrary, Debug)]
 pub(super) enum DataMessage {
-    Version { max_msg_fds: Option<u64> },
+    Version {
+        max_msg_fds: Option<u64>,
+    },
+    /// In pages, of which there are few, so that mappings meet.
+    Map {
+        page: u8,
+        pages: u8,
+        offset: u8,
+        flags: u8,
+        memory: Option<u8>,
+    },
+    Unmap {
+        page: u8,
+        pages: u8,
+    },
+    UnmapAll,
     GetInfo,
     GetRegionInfo(u8),
     GetIrqInfo(u8),
-    SetIrqs { index: u8, start: u8, count: u8, action: u8, data: IrqData },
-    Read { region: u8, place: Place, count: u16 },
-    Write { region: u8, place: Place, data: Data },
+    SetIrqs {
+        index: u8,
+        start: u8,
+        count: u8,
+        action: u8,
+        data: IrqData,
+    },
+    Read {
+        region: u8,
+        place: Place,
+        count: u16,
+    },
+    Write {
+        region: u8,
+        place: Place,
+        data: Data,
+    },
     Reset,
-    Other { number: u8, body: Vec<u8>, descriptor: Option<Descriptor> },
+    Other {
+        number: u8,
+        body: Vec<u8>,
+        descriptor: Option<Descriptor>,
+    },
 }
 
 /// For which interrupts, and with what.
@@ -91,6 +127,27 @@ impl DataMessage {
                 let capabilities = Capabilities { max_msg_fds: *max_msg_fds, ..Capabilities::default() };
                 (Command::VERSION, capabilities.encode(1), vec![])
             }
+            Self::Map { page, pages, offset, flags, memory } => {
+                let body = DmaMapPayload {
+                    argsz: DmaMapPayload::SIZE,
+                    flags: DmaMapPayload::READ | u32::from(*flags) & 0b110,
+                    offset: in_pages(*offset),
+                    address: in_pages(*page),
+                    size: in_pages(*pages),
+                };
+                let memory = memory.map(|which| world.memory(which));
+                (Command::DMA_MAP, body.as_bytes().into(), memory.into_iter().collect())
+            }
+            Self::Unmap { page, pages } => {
+                let (address, size) = (in_pages(*page), in_pages(*pages));
+                let body = DmaUnmapPayload { argsz: DmaUnmapPayload::SIZE, flags: 0, address, size };
+                (Command::DMA_UNMAP, body.as_bytes().into(), vec![])
+            }
+            Self::UnmapAll => {
+                let flags = DmaUnmapPayload::ALL;
+                let body = DmaUnmapPayload { argsz: DmaUnmapPayload::SIZE, flags, address: 0, size: 0 };
+                (Command::DMA_UNMAP, body.as_bytes().into(), vec![])
+            }
             Self::GetInfo => {
                 let body = DeviceInfo { argsz: DeviceInfo::SIZE, flags: 0, num_regions: 0, num_irqs: 0 };
                 (Command::DEVICE_GET_INFO, body.as_bytes().into(), vec![])
@@ -133,6 +190,10 @@ impl DataMessage {
             }
         }
     }
+}
+
+fn in_pages(number: u8) -> u64 {
+    u64::from(number % 8) << 12
 }
 
 fn access(region: u8, place: Place, count: u32) -> RegionAccess {

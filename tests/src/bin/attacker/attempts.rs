@@ -440,7 +440,7 @@ fn terminals_and_requests() -> Vec<Attempt> {
         "VFIO_IOMMU_UNMAP_DMA" = SYS_ioctl(0, 0x3b72, 0);
         "VFIO_DEVICE_FEATURE" = SYS_ioctl(0, 0x3b75, 0);
         "IOMMU_VFIO_IOAS" = SYS_ioctl(0, 0x3b88, 0);
-        "IOMMU_IOAS_COPY" = SYS_ioctl(0, 0x3b83, 0);
+        "IOMMU_IOAS_CHANGE_PROCESS" = SYS_ioctl(0, 0x3b92, 0);
         "IOMMU_IOAS_CHANGE_PROCESS" = SYS_ioctl(0, 0x3b92, 0);
     }
 }

@@ -137,7 +137,7 @@ pub(crate) fn a_refused_command_has_one_error_reply() {
     let mega = 1 << 20;
     let irqs = |flags, index, start, count| words(&[20, flags, index, start, count]);
     for (command, body, errno) in [
-        (DMA_MAP, vec![0; 32], Errno::OPNOTSUPP),
+        (DMA_MAP, vec![0; 32], Errno::INVAL),
         (DMA_READ, vec![0; 32], Errno::OPNOTSUPP),
         (0, vec![], Errno::OPNOTSUPP),
         (99, vec![0; 16], Errno::OPNOTSUPP),

@@ -10,11 +10,13 @@ mod framing;
 mod handover;
 mod interrupts;
 mod refusals;
+mod removal;
 mod reset;
 mod servers;
 mod sharing;
 mod teardown;
 mod tool;
+mod views;
 
 use std::process::ExitCode;
 
@@ -50,6 +52,9 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 guest_memory_stays_out_of_the_server_where_the_kernel_allows,
                 a_table_over_the_memory_lock_limit_leaves_the_old_one,
                 a_failed_change_leaves_the_old_table;
+            views: memory_that_a_client_maps_is_reached_until_it_is_unmapped,
+                memory_that_two_clients_have_changes_with_each_of_them,
+                memory_that_a_client_maps_for_reading_is_not_written;
             interrupts: a_client_is_told_how_many_interrupts_there_are, an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent,
                 an_interrupt_goes_on_after_a_reset_that_the_host_has_asked_for;
             reset: an_unopened_sibling_of_the_group_is_implied, both_functions_of_the_pair_are_ours,
@@ -97,6 +102,8 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 a_server_killed_while_another_resets_is_missed_when_it_is_done;
         },
         "hotplug-slot" => trials! { tool: the_plan_finds_the_slot_that_the_kernel_resets; },
+        // A modelled device can vanish, but is not taken out of a slot.
+        "hotplug-pair" => trials! { removal: a_device_that_is_pulled_out_harms_no_other; },
         "switch" => trials! { tool: the_plan_knows_that_a_switch_is_never_reset; },
         // The sample device that is not PCI is only in the newer kernel's configuration, and not modelled.
         "rciep" if is_real_kernel_7() => trials! {

@@ -90,7 +90,10 @@ pub(crate) fn a_server_that_hangs_hinders_no_other() {
 
 /// Two functions behind a conventional bridge, whose reset takes a second, with one server under way with it.
 fn reset_under_way() -> (LaunchedVm, JoinHandle<Result<ResetReport, ClientError>>) {
-    let vm = LaunchedVm::start(Host::current(), &["--server-argument=--sanitize=off", NEAR, FAR]);
+    let vm = LaunchedVm::start(
+        Host::current(),
+        &["--server-argument=--sanitize=off", "--shared-memory", NEAR, FAR],
+    );
     let mut client = vm.connect(NEAR);
     let reset = thread::spawn(move || client.reset(Cookie(1), Some(ResetMethod::Hot), None));
     vm.wait_for_log("event=reset-quiesced", 2);

@@ -18,11 +18,11 @@ use std::process::{Command, ExitCode};
 use clap::ValueEnum;
 use log::LevelFilter;
 use protocol::extension::Cookie;
-use vfio::PciAddress;
+use vfio::{PciAddress, Sysfs};
 use vhost_device_vfio::host::Host;
 use vhost_device_vfio::logger;
 
-use self::member::Assignment;
+use self::member::{Assignment, Placement};
 use self::readiness::Readiness;
 use self::runtime_directory::RuntimeDirectory;
 use self::signals::Signals;
@@ -37,8 +37,8 @@ const MAX_NAME: usize = 31;
 
 /// Open devices, start the servers of a VM, hand over, and coordinate their resets; ends with the servers or on a signal.
 ///
-/// Each device is served over vfio-user on a socket of its own, each server has a control socket beside these. Guest memory
-/// goes to the control socket of the first server, and is there for the devices of all.
+/// Each device is served over vfio-user on a socket of its own, each server has a control socket beside these. A VMM's
+/// vfio-user client describes guest memory to each.
 ///
 /// Exit status: 0 ended by a signal, and every server ended well; 1 refused, or a server failed, which is named; 2 wrong
 /// usage; 3 a server could not be reached.
@@ -50,6 +50,11 @@ pub(crate) struct Run {
     /// What gets a server of its own.
     #[arg(long, value_enum, default_value = "device")]
     servers: Division,
+    /// All servers share one address space. Guest memory goes to the control socket of the first, and is there for the devices
+    /// of all: this is for a VMM that sends a memory table there. Without it each server has an address space of its own, and
+    /// one server has all functions of an IOMMU group.
+    #[arg(long)]
+    shared_memory: bool,
     /// Where the sockets shall be; by default systemd's runtime directory, or else /run/vfio-NAME. Made if it is not there,
     /// and then removed in the end.
     #[arg(long, value_name = "FOLDER")]
@@ -98,16 +103,17 @@ impl Run {
         let _ = logger::start(LevelFilter::Info);
         let signals = Signals::register()?;
         let directory = RuntimeDirectory::make(self.directory(), &self.vm)?;
-        let assignments = self.assign(directory.path());
+        let sysfs = server::open_sysfs(host)?;
+        let assignments = self.assign(directory.path(), &sysfs);
         let program = server::program(self.server.as_deref());
         let command = || {
             let mut command = Command::new(&program);
             command.args(host.arguments()).args(&self.server_argument);
             command
         };
-        let mut vm = Vm::start(host, assignments, command, signals)?;
+        let mut vm = Vm::start(host, &sysfs, assignments, self.shared_memory, command, signals)?;
         if vm.hand_over()? {
-            let set_up = SetUpView::new(&self.vm, vm.members());
+            let set_up = SetUpView::new(&self.vm, vm.members(), self.shared_memory);
             set_up.print(json)?;
             readiness.tell(&set_up.status());
             vm.run(&readiness)?;
@@ -128,21 +134,31 @@ impl Run {
     }
 
     /// Which device goes to which server, and where the sockets are. Cookies count from 1 on, over all servers.
-    fn assign(&self, directory: &Path) -> Vec<Assignment> {
-        let placements = (1..).map(Cookie).zip(&self.devices).map(|(cookie, (address, socket))| {
-            let default = || directory.join(format!("{address}.sock"));
-            member::Placement { cookie, address: *address, socket: socket.clone().unwrap_or_else(default) }
-        });
-        let assignment = |name: String, devices| Assignment {
-            control: directory.join(format!("{name}.control")),
-            name,
-            devices,
-        };
-        match self.servers {
-            Division::Device => {
-                placements.map(|device| assignment(device.address.to_string(), vec![device])).collect()
+    fn assign(&self, directory: &Path, sysfs: &Sysfs) -> Vec<Assignment> {
+        let mut assignments: Vec<(Option<u32>, Assignment)> = Vec::new();
+        for (cookie, (address, socket)) in (1..).map(Cookie).zip(&self.devices) {
+            let socket = socket.clone().unwrap_or_else(|| directory.join(format!("{address}.sock")));
+            let device = Placement { cookie, address: *address, socket };
+            let group = sysfs.function(*address).ok().and_then(|function| function.iommu_group);
+            let same = assignments.iter_mut().find(|(other, _)| match self.servers {
+                Division::Vm => true,
+                // The kernel gives functions of a group one address space, and so one process has it.
+                Division::Device => !self.shared_memory && group.is_some() && *other == group,
+            });
+            match same {
+                Some((_, assignment)) => assignment.devices.push(device),
+                None => assignments.push((group, self.assignment(directory, device))),
             }
-            Division::Vm => vec![assignment(self.vm.clone(), placements.collect())],
         }
+        assignments.into_iter().map(|(_, assignment)| assignment).collect()
+    }
+
+    /// A server that begins with this device.
+    fn assignment(&self, directory: &Path, device: Placement) -> Assignment {
+        let name = match self.servers {
+            Division::Vm => self.vm.clone(),
+            Division::Device => device.address.to_string(),
+        };
+        Assignment { control: directory.join(format!("{name}.control")), name, devices: vec![device] }
     }
 }

@@ -21,7 +21,7 @@ struct ServerView {
     name: String,
     pid: u32,
     control: String,
-    /// Whether guest memory goes to this one, for the devices of all.
+    /// Whether guest memory goes to this one; if it is shared, for the devices of all.
     takes_memory: bool,
     devices: Vec<PlacementView>,
 }
@@ -34,7 +34,7 @@ struct PlacementView {
 }
 
 impl SetUpView {
-    pub(crate) fn new(vm: &str, members: &[Member]) -> Self {
+    pub(crate) fn new(vm: &str, members: &[Member], is_memory_shared: bool) -> Self {
         let server = |(place, member): (usize, &Member)| {
             let placements = member.assignment.devices.iter().map(|device| PlacementView {
                 cookie: device.cookie.0,
@@ -45,7 +45,7 @@ impl SetUpView {
                 name: member.assignment.name.clone(),
                 pid: member.pid(),
                 control: member.assignment.control.display().to_string(),
-                takes_memory: place == 0,
+                takes_memory: place == 0 || !is_memory_shared,
                 devices: placements.collect(),
             }
         };

@@ -65,15 +65,17 @@ impl Vm {
     /// Opens everything, and starts the servers.
     pub(crate) fn start(
         host: &Host,
+        sysfs: &Sysfs,
         assignments: Vec<Assignment>,
+        is_memory_shared: bool,
         command: impl Fn() -> Command,
         signals: Signals,
     ) -> Result<Self, ToolError> {
-        let sysfs = server::open_sysfs(host)?;
         let iommufd = server::open_iommufd(host)?;
         // A server that is alone has an address space of its own, with page tables that outlast its devices.
-        let ioas = if assignments.len() > 1 { Some(allocate_ioas(&iommufd, &sysfs)?) } else { None };
-        let open = |device: &Placement| Ok((device.cookie, server::open_cdev(host, &sysfs, device.address)?));
+        let is_shared = is_memory_shared && assignments.len() > 1;
+        let ioas = if is_shared { Some(allocate_ioas(&iommufd, sysfs)?) } else { None };
+        let open = |device: &Placement| Ok((device.cookie, server::open_cdev(host, sysfs, device.address)?));
         let open_all = |assignment: Assignment| {
             let devices = assignment.devices.iter().map(open).collect::<Result<Vec<_>, ToolError>>()?;
             Ok((assignment, devices))
