@@ -60,6 +60,18 @@ pub mod command {
     pub const BUS_MASTER: u16 = 1 << 2;
     /// The interrupt line is held back.
     pub const INTX_DISABLE: u16 = 1 << 10;
+
+    /// What the register holds after `data` was written to the config space from `offset` on, if it held `present`.
+    pub fn after_write(present: u16, offset: u64, data: &[u8]) -> u16 {
+        let mut bytes = present.to_le_bytes();
+        for (register, byte) in (u64::from(super::register::COMMAND)..).zip(&mut bytes) {
+            let place = register.checked_sub(offset).and_then(|place| usize::try_from(place).ok());
+            if let Some(written) = place.and_then(|place| data.get(place)) {
+                *byte = *written;
+            }
+        }
+        u16::from_le_bytes(bytes)
+    }
 }
 
 /// A device's config space.
@@ -84,6 +96,11 @@ impl<'a> ConfigSpace<'a> {
         let active = command::IO | command::MEMORY | command::BUS_MASTER | command::INTX_DISABLE;
         let value = self.command()?;
         self.write_word(register::COMMAND, value & !active)
+    }
+
+    /// Sets the command register.
+    pub fn set_command(self, value: u16) -> Result<(), CallError> {
+        self.write_word(register::COMMAND, value)
     }
 
     /// Brings the device to D0, which a reset needs. A device without power management is there already.
@@ -191,5 +208,21 @@ impl<'a> ConfigSpace<'a> {
 
     fn write_word(self, register: u16, value: u16) -> Result<(), CallError> {
         self.device.write_region(RegionIndex::CONFIG, register.into(), &value.to_le_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_register_holds_what_was_last_written() {
+        assert_eq!(command::after_write(0, 0x04, &[0x06, 0x04]), 0x0406);
+        assert_eq!(command::after_write(0x0406, 0x04, &[0x02]), 0x0402);
+        assert_eq!(command::after_write(0x0406, 0x05, &[0x00]), 0x0006);
+        assert_eq!(command::after_write(0x0406, 0x00, &[1, 2, 3, 4, 5, 6, 7]), 0x0605);
+        for (offset, data) in [(0x00, [1; 4].as_slice()), (0x06, &[1; 4]), (u64::MAX, &[1; 4]), (0x04, &[])] {
+            assert_eq!(command::after_write(0x0406, offset, data), 0x0406, "{offset:#x}");
+        }
     }
 }

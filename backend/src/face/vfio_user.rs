@@ -3,7 +3,7 @@
 //! The vfio-user face: one device, as a VMM's vfio-user client sees it.
 
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use protocol::extension::Cookie;
 use protocol::vfio_user::{
@@ -11,12 +11,12 @@ use protocol::vfio_user::{
     RegionDescription, RegionInfo, RegionWrite, Reply, Request, SetIrqs, SparseMmapArea,
 };
 use rustix::io::Errno;
-use vfio::irq::{IrqData, IrqSet};
 use vfio::{Access, CallError, IrqAction, IrqIndex, Region, RegionIndex};
 
 use super::memory_batch::MemoryBatch;
 use crate::address_space::ViewChange;
 use crate::failure::Failure;
+use crate::interrupts::{IrqChange, IrqChangeData};
 use crate::job::Job;
 use crate::machine::Machine;
 use crate::memory::view::MAX_MAPPINGS;
@@ -131,7 +131,7 @@ impl VfioUserSession {
             Request::GetRegionInfo { index, argsz } => self.region_info(index, argsz, machine)?,
             Request::GetRegionIoFds { index } => self.region_io_fds(index, machine)?,
             Request::GetIrqInfo { index } => self.irq_info(index, machine)?,
-            Request::SetIrqs(set) => self.set_irqs(&set, machine)?,
+            Request::SetIrqs(set) => self.set_irqs(set, machine)?,
             Request::RegionRead(access) => self.read(access, machine)?,
             Request::RegionWrite { access, data } if self.is_slow(&access, &data, machine) => {
                 machine.note_write(self.cookie, RegionIndex(access.region), access.offset, &data);
@@ -233,26 +233,25 @@ impl VfioUserSession {
         Ok(Reply::IrqInfo(IrqInfo { argsz: IrqInfo::SIZE, flags, index, count }))
     }
 
-    fn set_irqs(&self, set: &SetIrqs, machine: &mut Machine) -> Result<Reply, Failure> {
+    fn set_irqs(&self, set: SetIrqs, machine: &mut Machine) -> Result<Reply, Failure> {
         let index = irq_index(set.index)?;
         let action = match set.action {
             wire::IrqAction::Mask => IrqAction::Mask,
             wire::IrqAction::Unmask => IrqAction::Unmask,
             wire::IrqAction::Trigger => IrqAction::Trigger,
         };
-        let (eventfds, bools);
-        let data = match &set.data {
-            wire::IrqData::None => IrqData::None(set.count),
-            wire::IrqData::Bools(values) => {
-                bools = values.iter().map(|value| u8::from(*value)).collect::<Vec<_>>();
-                IrqData::Bool(&bools)
+        let data = match set.data {
+            wire::IrqData::None => IrqChangeData::None(set.count),
+            wire::IrqData::Bools(values) => IrqChangeData::Bools(values.into_iter().map(u8::from).collect()),
+            // Without descriptors each of the vectors loses its eventfd.
+            wire::IrqData::Eventfds(fds) if fds.is_empty() => {
+                IrqChangeData::Eventfds((0..set.count).map(|_| None).collect())
             }
             wire::IrqData::Eventfds(fds) => {
-                eventfds = eventfds_of(fds, set.count);
-                IrqData::Eventfd(&eventfds)
+                IrqChangeData::Eventfds(fds.into_iter().map(|fd| Some(Arc::new(fd))).collect())
             }
         };
-        machine.set_irqs(self.cookie, &IrqSet { index, start: set.start, action, data })?;
+        machine.set_irqs(self.cookie, IrqChange { index, start: set.start, action, data })?;
         Ok(Reply::Done)
     }
 
@@ -326,12 +325,4 @@ fn guest_range(address: GuestAddress, size: u64) -> Result<GuestRange, Failure> 
 
 fn irq_index(number: u32) -> Result<IrqIndex, Failure> {
     IrqIndex::from_number(number).ok_or_else(|| Failure::no_such_irq(number))
-}
-
-/// Without descriptors each of the vectors loses its eventfd.
-fn eventfds_of<F: AsFd>(fds: &[F], count: u32) -> Vec<Option<BorrowedFd<'_>>> {
-    if fds.is_empty() {
-        return (0..count).map(|_| None).collect();
-    }
-    fds.iter().map(|fd| Some(fd.as_fd())).collect()
 }

@@ -7,12 +7,12 @@ use std::os::fd::OwnedFd;
 
 use protocol::extension::Cookie;
 use rustix::io::Errno;
-use vfio::irq::IrqSet;
 use vfio::{CallError, Object, RegionIndex};
 
 use super::Machine;
 use crate::device::DataFace;
 use crate::failure::Failure;
+use crate::interrupts::IrqChange;
 use crate::policy::BarAccess;
 use crate::reset::engine::{Event, Vm, touch};
 
@@ -57,10 +57,10 @@ impl Machine {
     }
 
     /// The client's `SET_IRQS`.
-    pub fn set_irqs(&mut self, cookie: Cookie, set: &IrqSet<'_>) -> Result<(), Failure> {
-        self.device_mut(cookie)?.set_irqs(set).map_err(Failure::device_call)?;
+    pub fn set_irqs(&mut self, cookie: Cookie, change: IrqChange) -> Result<(), Failure> {
+        let outcome = self.device_mut(cookie)?.set_irqs(change);
         self.note_usage(cookie);
-        Ok(())
+        outcome.map_err(Failure::device_call)
     }
 
     /// The client writes to a region.
