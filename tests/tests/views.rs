@@ -2,13 +2,15 @@
 
 //! Guest memory that clients of data faces describe: what is pinned for it, who is refused what, and what is left when they go.
 
-#![allow(clippy::expect_used, clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
 
+use std::io::{Read, Write};
 use std::ops::Range;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use protocol::extension::{Cookie, IoasChoice};
-use protocol::vfio_user::{ClientError, DmaMap};
+use protocol::vfio_user::{ClientError, DmaMap, DmaMapPayload, DmaUnmapPayload};
 use rustix::fs::SealFlags;
 use rustix::io::Errno;
 use vfio::{Ioas, Iommufd};
@@ -18,6 +20,7 @@ use vhost_device_vfio_tests::modelled_vm::{ModelledVm, connect_face};
 use vhost_device_vfio_tests::pci_function::PciFunction;
 use vhost_device_vfio_tests::server_process::{ServerProcess, wait_until};
 use vhost_device_vfio_tests::vmm::Vmm;
+use zerocopy::IntoBytes;
 
 const MIB: u64 = 1 << 20;
 const MEMORY: u64 = 8 * MIB;
@@ -230,4 +233,48 @@ fn a_move_to_another_address_space_that_fails_leaves_the_devices_where_they_were
         vm.vmm.unmap_all().unwrap();
         assert_eq!(pinned(&vm), 2 * MIB, "{call}");
     }
+}
+
+/// All at once, with refusals in between: of an unknown flag, and of what is not there.
+#[test]
+fn commands_about_memory_are_answered_in_their_order() {
+    let mut vm = pair(&[]);
+    let path = vm.listen(1);
+    let mut stream = UnixStream::connect(path).unwrap();
+    let mut id = 0_u16;
+    let mut message = |command: u16, body: &[u8]| {
+        id += 1;
+        let size = u32::try_from(16 + body.len()).unwrap();
+        let header = [&id.to_ne_bytes()[..], &command.to_ne_bytes(), &size.to_ne_bytes(), &[0; 8]].concat();
+        [&header, body].concat()
+    };
+    let map = |flags: u32, page: u64| {
+        let payload = DmaMapPayload { argsz: 32, flags, offset: 0, address: page << 12, size: 1 << 12 };
+        payload.as_bytes().to_vec()
+    };
+    let unmap = |page: u64| {
+        let payload = DmaUnmapPayload { argsz: 24, flags: 0, address: page << 12, size: 1 << 12 };
+        payload.as_bytes().to_vec()
+    };
+    let commands = [
+        message(1, &[0; 4]),
+        message(2, &map(3, 0)),
+        message(2, &map(4, 1)),
+        message(3, &unmap(0)),
+        message(3, &unmap(0)),
+        message(2, &map(1, 0)),
+        message(7, &[16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    ];
+    stream.write_all(&commands.concat()).unwrap();
+    let mut answers = Vec::new();
+    for _ in 0..commands.len() {
+        let mut header = [0; 16];
+        stream.read_exact(&mut header).unwrap();
+        let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap());
+        let mut body = vec![0; usize::try_from(word(4)).unwrap() - 16];
+        stream.read_exact(&mut body).unwrap();
+        answers.push((u16::from_ne_bytes([header[0], header[1]]), word(12)));
+    }
+    let (einval, enoent) = (22, 2);
+    assert_eq!(answers, [(1, 0), (2, 0), (3, einval), (4, 0), (5, enoent), (6, 0), (7, 0)]);
 }

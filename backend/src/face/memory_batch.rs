@@ -100,7 +100,82 @@ impl Answers {
     pub fn refused(
         self,
         failure: &Failure,
-    ) -> impl Iterator<Item = (VfioUserHeader, Result<Reply, Failure>)> {
+    ) -> impl Iterator<Item = (VfioUserHeader, Result<Reply, Failure>)> + use<> {
         self.with(std::iter::repeat_n(Err(failure.clone()), MAX_CHANGES))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::vfio_user::Command;
+    use rustix::io::Errno;
+
+    use super::*;
+    use crate::memory::{GuestAddress, GuestRange};
+
+    fn header(id: u16) -> VfioUserHeader {
+        VfioUserHeader::command(id, Command::DMA_UNMAP)
+    }
+
+    fn unmap(size: u64) -> ViewChange {
+        ViewChange::Unmap(GuestRange::new(GuestAddress(0), size).unwrap())
+    }
+
+    fn errnos(
+        answers: impl Iterator<Item = (VfioUserHeader, Result<Reply, Failure>)>,
+    ) -> Vec<(u16, Option<Errno>)> {
+        answers.map(|(header, reply)| (header.id, reply.err().map(|failure| failure.errno))).collect()
+    }
+
+    #[test]
+    fn what_was_refused_keeps_its_place_and_takes_no_outcome() {
+        let batch = || {
+            let mut batch = MemoryBatch::default();
+            batch.push(header(1), unmap(4096), Reply::Done);
+            batch.push_refused(header(2), Failure::iommufd_missing());
+            batch.push(header(3), unmap(4096), Reply::Done);
+            batch.take()
+        };
+        let (changes, answers) = batch();
+        assert_eq!(changes.len(), 2);
+        let outcomes = vec![Ok(()), Err(Failure::region_unknown(0))];
+        let (missing, unknown) = (Some(Errno::NXIO), Some(Errno::NOENT));
+        assert_eq!(errnos(answers.with(outcomes)), [(1, None), (2, missing), (3, unknown)]);
+        let refused = batch().1.refused(&Failure::region_unknown(0));
+        assert_eq!(errnos(refused), [(1, unknown), (2, missing), (3, unknown)]);
+    }
+
+    #[test]
+    fn more_is_waited_for_where_much_was_taken_away() {
+        let is_waiting = |change| {
+            let mut batch = MemoryBatch::default();
+            batch.push(header(1), change, Reply::Done);
+            batch.due().unwrap() > Instant::now()
+        };
+        assert!(!is_waiting(unmap(4096)), "a page of a guest with a virtual IOMMU");
+        // Not that it is: the machine may have been busy.
+        let mut batch = MemoryBatch::default();
+        let before = Instant::now();
+        batch.push(header(1), unmap(1 << 30), Reply::Done);
+        assert!(batch.due().unwrap() >= before + LINGER);
+    }
+
+    #[test]
+    fn a_batch_that_is_closed_is_not_waited_for_and_is_empty_when_taken() {
+        let mut batch = MemoryBatch::default();
+        batch.push(header(1), ViewChange::Clear, Reply::Done);
+        batch.close();
+        assert!(batch.due().is_none() && batch.is_closed() && !batch.is_empty());
+        drop(batch.take());
+        assert!(batch.due().is_none() && !batch.is_closed() && batch.is_empty());
+    }
+
+    #[test]
+    fn a_batch_is_full_at_some_time() {
+        let mut batch = MemoryBatch::default();
+        while !batch.is_full() {
+            batch.push(header(1), unmap(4096), Reply::Done);
+        }
+        assert_eq!(batch.take().0.len(), MAX_CHANGES);
     }
 }

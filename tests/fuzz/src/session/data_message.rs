@@ -5,7 +5,10 @@
 use std::os::fd::OwnedFd;
 
 use arbitrary::Arbitrary;
-use protocol::vfio_user::{Capabilities, Command, DeviceInfo, IrqInfo, IrqSet, RegionAccess, RegionInfo};
+use protocol::vfio_user::{
+    Capabilities, Command, DeviceFeature, DeviceInfo, DmaMapPayload, DmaUnmapPayload, IrqInfo, IrqSet,
+    RegionAccess, RegionInfo, RegionIoFds, RegionWrite, ResetGroupWish,
+};
 use zerocopy::IntoBytes;
 
 use super::descriptor::Descriptor;
@@ -14,15 +17,55 @@ use super::world::World;
 /// A command, well-formed but for [`Self::Other`].
 #[derive(Arbitrary, Debug)]
 pub(super) enum DataMessage {
-    Version { max_msg_fds: Option<u64> },
+    Version {
+        max_msg_fds: Option<u64>,
+    },
+    /// In pages, of which there are few, so that mappings meet.
+    Map {
+        page: u8,
+        pages: u8,
+        offset: u8,
+        flags: u8,
+        memory: Option<u8>,
+    },
+    Unmap {
+        page: u8,
+        pages: u8,
+    },
+    UnmapAll,
     GetInfo,
     GetRegionInfo(u8),
     GetIrqInfo(u8),
-    SetIrqs { index: u8, start: u8, count: u8, action: u8, data: IrqData },
-    Read { region: u8, place: Place, count: u16 },
-    Write { region: u8, place: Place, data: Data },
+    SetIrqs {
+        index: u8,
+        start: u8,
+        count: u8,
+        action: u8,
+        data: IrqData,
+    },
+    Read {
+        region: u8,
+        place: Place,
+        count: u16,
+    },
+    Write {
+        region: u8,
+        place: Place,
+        data: Data,
+    },
+    WriteMulti(Vec<Small>),
+    GetRegionIoFds(u8),
+    Feature {
+        flags: u8,
+        argsz: u16,
+        first_row: u8,
+    },
     Reset,
-    Other { number: u8, body: Vec<u8>, descriptor: Option<Descriptor> },
+    Other {
+        number: u8,
+        body: Vec<u8>,
+        descriptor: Option<Descriptor>,
+    },
 }
 
 /// For which interrupts, and with what.
@@ -43,6 +86,15 @@ pub(super) enum Place {
     /// From the end of a page on.
     EndOf(u8),
     Address(u64),
+}
+
+/// One of several writes.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub(super) struct Small {
+    region: u8,
+    place: Place,
+    count: u8,
+    data: [u8; 8],
 }
 
 /// What is written.
@@ -78,6 +130,13 @@ impl Data {
     }
 }
 
+impl Small {
+    fn write(&self) -> RegionWrite {
+        let RegionAccess { offset, region, count } = access(self.region, self.place, (self.count % 9).into());
+        RegionWrite { offset, region, count, data: self.data }
+    }
+}
+
 /// Regions of a function, and one more.
 const REGIONS: u8 = 10;
 /// Interrupt indexes of a function, and one more.
@@ -90,6 +149,27 @@ impl DataMessage {
             Self::Version { max_msg_fds } => {
                 let capabilities = Capabilities { max_msg_fds: *max_msg_fds, ..Capabilities::default() };
                 (Command::VERSION, capabilities.encode(1), vec![])
+            }
+            Self::Map { page, pages, offset, flags, memory } => {
+                let body = DmaMapPayload {
+                    argsz: DmaMapPayload::SIZE,
+                    flags: DmaMapPayload::READ | u32::from(*flags) & 0b110,
+                    offset: in_pages(*offset),
+                    address: in_pages(*page),
+                    size: in_pages(*pages),
+                };
+                let memory = memory.map(|which| world.memory(which));
+                (Command::DMA_MAP, body.as_bytes().into(), memory.into_iter().collect())
+            }
+            Self::Unmap { page, pages } => {
+                let (address, size) = (in_pages(*page), in_pages(*pages));
+                let body = DmaUnmapPayload { argsz: DmaUnmapPayload::SIZE, flags: 0, address, size };
+                (Command::DMA_UNMAP, body.as_bytes().into(), vec![])
+            }
+            Self::UnmapAll => {
+                let flags = DmaUnmapPayload::ALL;
+                let body = DmaUnmapPayload { argsz: DmaUnmapPayload::SIZE, flags, address: 0, size: 0 };
+                (Command::DMA_UNMAP, body.as_bytes().into(), vec![])
             }
             Self::GetInfo => {
                 let body = DeviceInfo { argsz: DeviceInfo::SIZE, flags: 0, num_regions: 0, num_irqs: 0 };
@@ -126,6 +206,22 @@ impl DataMessage {
                 let access = access(*region, *place, u32::try_from(data.len()).expect("a short input"));
                 (Command::REGION_WRITE, [access.as_bytes(), &data].concat(), vec![])
             }
+            Self::WriteMulti(writes) => {
+                let count = u64::try_from(writes.len()).expect("a short input");
+                let writes: Vec<_> = writes.iter().map(Small::write).collect();
+                (Command::REGION_WRITE_MULTI, [count.as_bytes(), writes.as_bytes()].concat(), vec![])
+            }
+            Self::GetRegionIoFds(index) => {
+                let index = (index % REGIONS).into();
+                let body = RegionIoFds { argsz: RegionIoFds::SIZE, flags: 0, index, count: 0 };
+                (Command::DEVICE_GET_REGION_IO_FDS, body.as_bytes().into(), vec![])
+            }
+            Self::Feature { flags, argsz, first_row } => {
+                let flags = u32::from(*flags) << 16 | DeviceFeature::RESET_GROUP;
+                let feature = DeviceFeature { argsz: (*argsz).into(), flags };
+                let wish = ResetGroupWish { first_row: (*first_row).into(), reserved: 0 };
+                (Command::DEVICE_FEATURE, [feature.as_bytes(), wish.as_bytes()].concat(), vec![])
+            }
             Self::Reset => (Command::DEVICE_RESET, vec![], vec![]),
             Self::Other { number, body, descriptor } => {
                 let descriptor = descriptor.and_then(|descriptor| descriptor.get(world));
@@ -133,6 +229,10 @@ impl DataMessage {
             }
         }
     }
+}
+
+fn in_pages(number: u8) -> u64 {
+    u64::from(number % 8) << 12
 }
 
 fn access(region: u8, place: Place, count: u32) -> RegionAccess {

@@ -142,6 +142,30 @@ pub(crate) const MACHINES: &[Machine] = &[
     Machine { name: "edu-igb", functions: EDU_AND_IGB },
     // The same answers whether the set is the bus or the slot.
     Machine { name: "hotplug-slot", functions: EDU_AND_IGB },
+    // For a test that takes one of them out of its slot; of what the checks are about it has nothing new.
+    Machine {
+        name: "hotplug-pair",
+        functions: &[
+            Function {
+                address: "0000:01:00.0",
+                part: &EDU,
+                group: 6,
+                group_siblings: &[],
+                has_function_reset: true,
+                rows_alone: Ok("available: 0000:01:00.0 bound"),
+                set: &ALONE,
+            },
+            Function {
+                address: "0000:02:00.0",
+                part: &EDU,
+                group: 7,
+                group_siblings: &[],
+                has_function_reset: true,
+                rows_alone: Ok("available: 0000:02:00.0 bound"),
+                set: &ALONE,
+            },
+        ],
+    },
     Machine {
         name: "igb-pair",
         functions: &[
