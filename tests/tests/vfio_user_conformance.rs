@@ -10,7 +10,7 @@ use vhost_device_vfio_tests::modelled_vm::ModelledVm;
 use vhost_device_vfio_tests::server_process::{binary, wait_until};
 
 /// Fewer would mean that some are not run.
-const CASES: usize = 250;
+const CASES: usize = 300;
 /// Most cases that may be about something that a device or our server does not have.
 const NOT_APPLICABLE: usize = 12;
 
@@ -20,9 +20,9 @@ fn total(output: &str) -> Vec<usize> {
     line.split_whitespace().map(|number| number.parse().expect("a number")).collect()
 }
 
-fn conforms(topology: &str, address: &str) {
-    let mut vm = ModelledVm::start(topology, &[]);
-    vm.vmm.add(1, address).expect("the device is taken");
+fn conforms(topology: &str, arguments: &[&str]) {
+    let mut vm = ModelledVm::start(topology, arguments);
+    vm.vmm.add(1, "0000:01:00.0").expect("the device is taken");
     let path = vm.listen(1);
     let files = vm.vmm.server.open_files();
     let output = Command::new(binary("vfio-user-conformance")).arg(&path).output().expect("the judge runs");
@@ -38,15 +38,20 @@ fn conforms(topology: &str, address: &str) {
 
 #[test]
 fn nvme() {
-    conforms("nvme", "0000:01:00.0");
+    conforms("nvme", &[]);
 }
 
 #[test]
 fn one_edu_of_a_pair() {
-    conforms("edu-pair", "0000:01:00.0");
+    conforms("edu-pair", &[]);
 }
 
 #[test]
 fn one_igb_of_a_pair() {
-    conforms("igb-pair", "0000:01:00.0");
+    conforms("igb-pair", &[]);
+}
+
+#[test]
+fn nvme_whose_bar_is_mapped() {
+    conforms("nvme", &["--bar-access", "mmap"]);
 }
