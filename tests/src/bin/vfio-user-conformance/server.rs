@@ -77,16 +77,20 @@ impl Server {
         Ok(server)
     }
 
-    /// A connection on which nothing was said yet.
+    /// A connection on which nothing was said yet. A server that has one client in its life may be on its way up again.
     pub(crate) fn connect(&self) -> Judgement<Client> {
         let set_up = |stream: UnixStream| {
             stream.set_read_timeout(Some(self.patience))?;
             stream.set_write_timeout(Some(self.patience))?;
             Ok(stream)
         };
-        match UnixStream::connect(&self.path).and_then(set_up) {
-            Ok(stream) => Ok(Client::new(stream)),
-            Err(error) => fault(format!("cannot connect: {error}")),
+        let deadline = Instant::now() + self.patience;
+        loop {
+            match UnixStream::connect(&self.path).and_then(set_up) {
+                Ok(stream) => return Ok(Client::new(stream)),
+                Err(error) if Instant::now() > deadline => return fault(format!("cannot connect: {error}")),
+                Err(_) => std::thread::sleep(PAUSE),
+            }
         }
     }
 
