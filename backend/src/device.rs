@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use vfio::config_space::command;
 use vfio::irq::{IrqData, IrqSet};
-use vfio::{CallError, ConfigSpace, Device, Function, IrqAction, IrqIndex, PciAddress, RegionIndex};
+use vfio::{CallError, ConfigSpace, Device, Function, IrqAction, IrqIndex, Msix, PciAddress, RegionIndex};
 
 use crate::interrupts::{Interrupts, IrqChange};
 use crate::notice::Notice;
@@ -55,10 +55,13 @@ pub struct HeldDevice {
     pub client: Option<Vm>,
     /// Whether its client has gone while a reset or a job had the device, and left it as it was.
     pub is_left: bool,
+    /// Whether a client got the device's descriptor. It may have copies, and do to the device what it likes, unseen.
+    pub is_exposed: bool,
     /// What the kernel tells of the device by itself.
     pub notices: Vec<Notice>,
     /// Registers of the config space that take time to write.
     slow_registers: Vec<Range<u64>>,
+    msix: Option<Msix>,
     interrupts: Interrupts,
     /// The command register as the client has it.
     command: u16,
@@ -100,6 +103,7 @@ impl HeldDevice {
             function_reset: FunctionReset::of(&device)?,
             slow_registers: ConfigSpace::new(&device).slow_registers()?,
             command: ConfigSpace::new(&device).command()?,
+            msix: ConfigSpace::new(&device).msix()?,
             notices: Notice::of(&device),
             device: Arc::new(device),
             owner,
@@ -107,6 +111,7 @@ impl HeldDevice {
             face: DataFace::None,
             client: None,
             is_left: false,
+            is_exposed: false,
             interrupts: Interrupts::default(),
         })
     }
@@ -149,6 +154,14 @@ impl HeldDevice {
             && self.slow_registers.iter().any(|register| offset < register.end && register.start < end)
     }
 
+    /// What of a BAR a client may map. The pages of MSI-X are left out: it is the client that says what is in them, as it delivers
+    /// the interrupts, and the kernel keeps the real table.
+    pub fn mappable_areas(&self, region: RegionIndex) -> Vec<Range<u64>> {
+        let Some(info) = self.device.region(region).filter(|_| region.is_bar()) else { return Vec::new() };
+        let taken: Vec<_> = self.msix.iter().flat_map(|msix| msix.ranges_in(region)).collect();
+        info.mappable_areas(rustix::param::page_size() as u64, &taken)
+    }
+
     /// What it takes to stop the device and to put it in order, from any thread.
     pub fn quiescer(&self) -> Quiescer {
         Quiescer {
@@ -167,6 +180,11 @@ impl HeldDevice {
         for notice in &self.notices {
             notice.arm(&self.device);
         }
+    }
+
+    /// Whether a client that maps the device's BARs can do something to it that nobody here sees.
+    pub const fn may_be_touched_unseen(&self) -> bool {
+        self.is_exposed && self.command & command::MEMORY != 0
     }
 
     /// Takes note that what its client has to set up anew after a reset is off.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The config space of a bound device, as far as stopping and restoring it needs.
+//! The config space of a bound device, as far as stopping, restoring and mapping it needs.
 
 use std::ops::Range;
 
@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use crate::device::Device;
 use crate::error::{CallError, Object};
+use crate::msix::Msix;
 use crate::region::RegionIndex;
 
 /// Registers of the type 0 header (PCI Local Bus 3.0, 6.1).
@@ -42,6 +43,8 @@ mod advanced_features {
     pub(super) const FUNCTION_LEVEL_RESET: u16 = 0b11 << 8;
     pub(super) const CONTROL: u16 = 4;
 }
+/// Message signalled interrupts with a table (PCIe 6.0, 7.7.2).
+const MSIX: u8 = 0x11;
 /// Capabilities begin behind the header, on a multiple of four.
 const FIRST_CAPABILITY: u8 = 0x40;
 const MAX_CAPABILITIES: usize = 48;
@@ -159,6 +162,14 @@ impl<'a> ConfigSpace<'a> {
             }
         }
         Ok(slow)
+    }
+
+    /// Where the structures of MSI-X are, if the function has it.
+    pub fn msix(self) -> Result<Option<Msix>, CallError> {
+        let Some(capability) = self.find_capability(MSIX)? else { return Ok(None) };
+        let mut bytes = [0; Msix::LENGTH];
+        self.device.read_region(RegionIndex::CONFIG, capability.into(), &mut bytes)?;
+        Ok(Some(Msix::decode(bytes)))
     }
 
     /// Zeroes the base addresses, which the kernel keeps for us across a reset although the device lost them.

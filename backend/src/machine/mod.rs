@@ -24,6 +24,7 @@ use protocol::extension::{
 use vfio::device::NotACdev;
 use vfio::{Device, Iommufd, PciAddress, Sysfs, UnboundDevice};
 
+pub use self::client::Exposed;
 pub use self::course::Effect;
 use crate::address_space::{AddressSpace, ViewChange, ViewOf};
 use crate::device::{DataFace, HeldDevice, Quiescer};

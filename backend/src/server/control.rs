@@ -176,7 +176,7 @@ impl Server {
         }
         peer.session.note(request, reply);
         let is_answered = request.is_always_answered() || peer.session.acknowledges(header.needs_reply());
-        if is_answered && peer.send(VhostUserHeader::reply(request), &reply.encode(request)).is_err() {
+        if is_answered && peer.send(VhostUserHeader::reply(request), &reply.encode(request), &[]).is_err() {
             return self.close_control(token, &peer);
         }
         self.keep_control(token, peer);
@@ -200,7 +200,7 @@ impl Server {
             log::warn!("event=connection-broken connection={} reason=\"{failure}\"", token.0);
             let request = peer.partial_header().map_or(RequestNumber::NONE, |header| header.request);
             // The peer may be gone: then there is nobody to tell.
-            let _ = peer.send(VhostUserHeader::reply(request), &failure.refusal(error.errno()));
+            let _ = peer.send(VhostUserHeader::reply(request), &failure.refusal(error.errno()), &[]);
         }
         self.close_control(token, &peer);
     }

@@ -10,6 +10,7 @@ pub mod peer;
 pub mod poller;
 pub mod refusals;
 mod reset;
+mod turned_away;
 mod vfio_user;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -29,6 +30,7 @@ use self::listening::Doorkeeper;
 use self::peer::Peer;
 use self::poller::{Interest, Poller, Token, Watched};
 use self::reset::Handout;
+use self::turned_away::TurnedAway;
 use crate::device::DataFace;
 use crate::face::control::ControlSession;
 use crate::face::memory_batch::Answers;
@@ -53,6 +55,7 @@ enum Endpoint {
     Control(ControlPeer),
     FaceListener(Cookie, Watched<UnixListener>),
     VfioUser(VfioUserPeer),
+    TurnedAway(Box<TurnedAway>),
     /// The server channel of this control client: all that can come is its end.
     Channel(Token),
     /// Readable when a job has finished.
@@ -169,6 +172,8 @@ impl Server {
             let deadline = deadlines.chain(self.machine.wakes_at()).chain(self.polls_at()).min();
             let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             self.poller.wait(timeout, &mut ready)?;
+            // Who comes after somebody has gone shall not be taken for a second client.
+            ready.sort_by_key(|token| matches!(self.endpoints.get(token), Some(Endpoint::FaceListener(..))));
             for token in &ready {
                 self.handle_event(*token);
             }
@@ -231,6 +236,7 @@ impl Server {
             }
             Endpoint::Control(peer) => self.control_ready(token, peer),
             Endpoint::VfioUser(peer) => self.vfio_user_ready(token, peer),
+            Endpoint::TurnedAway(client) => self.turned_away_ready(token, client),
             Endpoint::Channel(client) => {
                 // It says nothing but that it ends.
                 self.endpoints.insert(token, Endpoint::Channel(client));
@@ -374,6 +380,7 @@ impl Server {
             Endpoint::VfioUser(peer) => {
                 [peer.deadline(), peer.session.batch.due()].into_iter().flatten().min()
             }
+            Endpoint::TurnedAway(client) => Some(client.deadline),
             _ => None,
         })
     }
@@ -388,6 +395,7 @@ impl Server {
             .filter(|(_, endpoint)| match endpoint {
                 Endpoint::Control(peer) => is_overdue(peer.deadline()),
                 Endpoint::VfioUser(peer) => is_overdue(peer.deadline()),
+                Endpoint::TurnedAway(client) => is_overdue(Some(client.deadline)),
                 _ => false,
             })
             .map(|(token, _)| *token)

@@ -10,6 +10,7 @@ mod framing;
 mod handover;
 mod interrupts;
 mod refusals;
+mod regions;
 mod removal;
 mod reset;
 mod servers;
@@ -57,6 +58,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 memory_that_a_client_maps_for_reading_is_not_written;
             interrupts: a_client_is_told_how_many_interrupts_there_are, an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent,
                 an_interrupt_goes_on_after_a_reset_that_the_host_has_asked_for;
+            regions: a_bar_is_mapped_through_the_devices_descriptor, only_bars_in_memory_space_are_mapped;
             reset: an_unopened_sibling_of_the_group_is_implied, both_functions_of_the_pair_are_ours,
                 the_header_alone_tells_whether_a_reset_is_available, a_hot_reset_leaves_quiet_devices,
                 the_mapping_outlives_a_hot_reset, a_reset_spares_a_sibling_in_use_unless_it_is_forced,
@@ -93,6 +95,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
         },
         "igb-pair" => trials! {
             interrupts: eight_vectors_are_armed_and_again_after_a_reset;
+            regions: the_interrupt_tables_of_igb_are_left_out;
             servers: a_reset_asked_of_either_server_resets_the_functions_of_both,
                 a_sibling_that_is_read_all_the_time_in_another_server_makes_no_reset_busy;
         },
@@ -116,6 +119,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             tool: the_plan_knows_that_the_root_bus_is_never_reset;
         },
         "nvme" => trials! {
+            regions: the_interrupt_tables_of_nvme_are_left_out;
             interrupts: forty_vectors_are_armed_in_three_commands_and_again_after_a_reset;
         },
         "e1000e" => trials! { reset: a_power_management_reset_comes_last; },
