@@ -102,8 +102,8 @@ impl HeldDevice {
         Ok(Self {
             function_reset: FunctionReset::of(&device)?,
             slow_registers: ConfigSpace::new(&device).slow_registers()?,
-            command: ConfigSpace::new(&device).command()?,
             msix: ConfigSpace::new(&device).msix()?,
+            command: ConfigSpace::new(&device).command()?,
             notices: Notice::of(&device),
             device: Arc::new(device),
             owner,

@@ -9,7 +9,8 @@ use protocol::{ControlReply, ControlRequest, Frame, ReceiveError, RequestNumber,
 
 use super::poller::Token;
 use super::reset::Handout;
-use super::{Asker, ControlPeer, Endpoint, Server};
+use super::work::Asker;
+use super::{ControlPeer, Endpoint, Server};
 use crate::face::control::{ControlSession, Step};
 use crate::failure::Failure;
 use crate::owner::ConnectionId;

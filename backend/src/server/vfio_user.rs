@@ -9,7 +9,8 @@ use protocol::vfio_user::{Reply, Request, VfioUserHeader};
 use protocol::{Frame, ReceiveError, SendError};
 
 use super::poller::Token;
-use super::{Asker, Endpoint, Server, VfioUserPeer};
+use super::work::Asker;
+use super::{Endpoint, Server, VfioUserPeer};
 use crate::face::vfio_user::{Step, VfioUserSession};
 use crate::failure::Failure;
 use crate::reset::engine::{Access, Occasion};
