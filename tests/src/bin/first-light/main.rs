@@ -9,6 +9,7 @@ mod dma;
 mod framing;
 mod handover;
 mod interrupts;
+mod peer;
 mod refusals;
 mod regions;
 mod removal;
@@ -58,6 +59,8 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 memory_that_a_client_maps_for_reading_is_not_written;
             interrupts: a_client_is_told_how_many_interrupts_there_are, an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent,
                 an_interrupt_goes_on_after_a_reset_that_the_host_has_asked_for;
+            peer: cloud_hypervisors_client_finds_the_device, cloud_hypervisors_client_has_the_device_reach_its_memory,
+                cloud_hypervisors_client_is_interrupted, cloud_hypervisors_client_resets_the_device;
             regions: a_bar_is_mapped_through_the_devices_descriptor, only_bars_in_memory_space_are_mapped;
             reset: an_unopened_sibling_of_the_group_is_implied, both_functions_of_the_pair_are_ours,
                 the_header_alone_tells_whether_a_reset_is_available, a_hot_reset_leaves_quiet_devices,
