@@ -6,6 +6,7 @@
 
 pub mod edu;
 pub mod foreign_file;
+pub mod guest;
 pub mod guest_memory;
 pub mod host;
 pub mod interrupt;
