@@ -9,7 +9,7 @@ use serde_json::json;
 use vhost_device_vfio_tests::guest::{Guest, Settings};
 use vhost_device_vfio_tests::server_process::wait_until;
 
-use super::network::expect_sending;
+use super::network::expect_link;
 use super::quiet::expect_quiet;
 use super::stage::Stage;
 
@@ -179,7 +179,7 @@ pub(crate) fn virtio_functions_work_also_after_a_reset_of_their_guest(stage: &St
             let sum = fill(guest, VIRTIO, LITTLE);
             guest.reset();
             assert_eq!(guest.run(&reading(VIRTIO, LITTLE)), sum);
-            expect_sending(guest, 1);
+            expect_link(guest, 1);
         }
     });
 }
