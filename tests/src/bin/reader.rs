@@ -1,54 +1,99 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Reads blocks of 4 KiB from a disk for some seconds, past the page cache, and prints how many were read in a second. For a
-//! guest: `reader DISK THREADS sequential|random SECONDS`. Each thread has one read under way.
+//! Reads a disk, past the page cache, with so many reads at a time: what a guest measures with. Prints how many nanoseconds all
+//! of it took.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing)]
+#![allow(clippy::expect_used)]
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
 
-const BLOCK: u64 = 4096;
-/// How much of the disk is read.
-const BLOCKS: u64 = (64 << 20) / BLOCK;
-/// Knuth's, of MMIX.
-const MULTIPLIER: u64 = 6_364_136_223_846_793_005;
+use rustix::fs::OFlags;
 
-/// How many blocks one thread of `threads` reads until the time is over.
-fn read(disk: &File, thread: u64, threads: u64, is_random: bool, until: Instant) -> u64 {
-    let size = usize::try_from(BLOCK).expect("a small block");
-    let mut memory = vec![0_u8; 2 * size];
-    let start = memory.as_ptr().align_offset(size);
-    let block = &mut memory[start..start + size];
-    let mut random = thread;
-    let mut count = 0;
-    while Instant::now() < until {
-        random = random.wrapping_mul(MULTIPLIER).wrapping_add(1);
-        let number = if is_random { random >> 32 } else { count * threads + thread };
-        disk.read_exact_at(block, number % BLOCKS * BLOCK).expect("the disk is read");
-        count += 1;
+/// What the kernel wants buffers to be aligned to.
+const ALIGNMENT: usize = 4096;
+const USAGE: &str = "usage: reader DISK sequential|random BLOCK-SIZE COUNT DEPTH SPAN";
+
+/// What is read.
+#[derive(Debug)]
+struct Arguments {
+    disk: String,
+    pattern: Pattern,
+    /// Bytes of each read, a multiple of 4096.
+    block: usize,
+    /// How many reads there are.
+    count: u64,
+    /// How many of them at a time.
+    depth: usize,
+    /// Of how many bytes from its beginning the disk is read.
+    span: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Pattern {
+    Sequential,
+    Random,
+}
+
+impl Arguments {
+    fn of_this_process() -> Option<Self> {
+        let words: Vec<_> = std::env::args().skip(1).collect();
+        let [disk, pattern, block, count, depth, span] = words.as_slice() else { return None };
+        let pattern = match pattern.as_str() {
+            "sequential" => Pattern::Sequential,
+            "random" => Pattern::Random,
+            _ => return None,
+        };
+        let (block, count) = (block.parse().ok()?, count.parse().ok()?);
+        let (depth, span) = (depth.parse().ok()?, span.parse().ok()?);
+        Some(Self { disk: disk.clone(), pattern, block, count, depth, span })
     }
-    count
+
+    /// Where the read with this number begins.
+    fn offset(&self, number: u64) -> u64 {
+        let block = u64::try_from(self.block).expect("a size");
+        let blocks = self.span / block;
+        let place = match self.pattern {
+            Pattern::Sequential => number,
+            // Scattered, and the same each time.
+            Pattern::Random => (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20,
+        };
+        place % blocks * block
+    }
+
+    fn read_all(&self, disk: &File, next: &AtomicU64) {
+        let mut room = vec![0; self.block + ALIGNMENT];
+        let start = room.as_ptr().align_offset(ALIGNMENT);
+        let buffer = room.get_mut(start..start + self.block).expect("room for it");
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= self.count {
+                return;
+            }
+            disk.read_exact_at(buffer, self.offset(number)).expect("the disk can be read");
+        }
+    }
 }
 
 fn main() {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [path, threads, pattern, seconds] = &arguments[..] else {
-        panic!("usage: reader DISK THREADS sequential|random SECONDS")
-    };
-    let disk = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).expect("the disk opens");
-    let threads: u64 = threads.parse().expect("a number");
-    let seconds: u64 = seconds.parse().expect("a number");
-    let until = Instant::now() + Duration::from_secs(seconds);
-    let is_random = pattern == "random";
-    let count: u64 = std::thread::scope(|scope| {
-        let start = |thread| {
-            let disk = &disk;
-            scope.spawn(move || read(disk, thread, threads, is_random, until))
-        };
-        let readers: Vec<_> = (0..threads).map(start).collect();
-        readers.into_iter().map(|reader| reader.join().expect("it reads to the end")).sum()
-    });
-    println!("{}", count / seconds);
+    let arguments = Arc::new(Arguments::of_this_process().expect(USAGE));
+    let flags = OFlags::DIRECT.bits().cast_signed();
+    let disk = OpenOptions::new().read(true).custom_flags(flags).open(&arguments.disk);
+    let disk = Arc::new(disk.expect("the disk"));
+    let next = Arc::new(AtomicU64::new(0));
+    let start = Instant::now();
+    let readers: Vec<_> = (0..arguments.depth)
+        .map(|_| {
+            let (arguments, disk, next) = (Arc::clone(&arguments), Arc::clone(&disk), Arc::clone(&next));
+            thread::spawn(move || arguments.read_all(&disk, &next))
+        })
+        .collect();
+    for reader in readers {
+        reader.join().expect("a reader");
+    }
+    println!("{}", start.elapsed().as_nanos());
 }

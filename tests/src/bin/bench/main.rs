@@ -10,6 +10,7 @@ mod contest;
 mod coordinated_reset;
 mod echo;
 mod exchange;
+mod guest_disk;
 mod memory_table;
 mod modelled_slot;
 mod pinned_memory;
@@ -29,7 +30,9 @@ use comparison::{Comparison, print_heading};
 const EDU_PAIR: &str = "edu-pair";
 /// Two functions of one reset set in two groups, each with a reset of its own.
 const IGB_PAIR: &str = "igb-pair";
-/// The two functions of each topology.
+/// A disk.
+const NVME: &str = "nvme";
+/// The first two functions of each topology.
 const FIRST: &str = "0000:01:00.0";
 const SECOND: &str = "0000:01:00.1";
 
@@ -51,7 +54,7 @@ struct Benchmark {
     run: fn() -> Vec<Comparison>,
 }
 
-const BENCHMARKS: [Benchmark; 9] = [
+const BENCHMARKS: [Benchmark; 10] = [
     Benchmark { name: "start-up", place: Place::Host, run: start_up::start_up },
     Benchmark { name: "resident-memory", place: Place::Host, run: resident_memory::resident_memory },
     Benchmark { name: "features", place: Place::Both(EDU_PAIR), run: round_trip::features },
@@ -65,6 +68,7 @@ const BENCHMARKS: [Benchmark; 9] = [
         run: coordinated_reset::coordinated_reset,
     },
     Benchmark { name: "pinned-memory", place: Place::Machine(IGB_PAIR), run: pinned_memory::pinned_memory },
+    Benchmark { name: "guest-disk", place: Place::Machine(NVME), run: guest_disk::guest_disk },
 ];
 
 /// The benchmarks of these names, all without any.

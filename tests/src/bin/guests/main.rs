@@ -3,14 +3,11 @@
 //! Guests of a stock QEMU use the devices that the server serves over vfio-user. Runs in the test VM, as L1, for the topology
 //! that `TESTVM_TOPOLOGY` names. With `GUESTS_WAY=in-process` QEMU has the devices itself, which shows whether something
 //! that fails is the server's fault.
-//!
-//! With `--measure`, in the topology nvme, nothing is tested, and it is told how fast a guest reads.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
 
 mod comparison;
 mod disk;
-mod measure;
 mod network;
 mod quiet;
 mod registers;
@@ -83,10 +80,6 @@ fn trials_of(topology: &str, way: Way) -> Vec<Trial> {
 }
 
 fn main() -> ExitCode {
-    if std::env::args().any(|argument| argument == "--measure") {
-        measure::run();
-        return ExitCode::SUCCESS;
-    }
     let mut arguments = Arguments::from_args();
     // The devices are there once.
     arguments.test_threads = Some(1);
