@@ -149,7 +149,8 @@ impl Settings<'_> {
     /// QEMU's arguments for the kernel, whose initramfs is written to a file.
     fn kernel(&self, initramfs: &Path) -> [String; 6] {
         std::fs::write(initramfs, archive(self.programs)).expect("the initramfs");
-        let line = format!("console=ttyS0 panic=-1 oops=panic {}", self.append);
+        // In a nested guest the watchdog of clocks interrupts processors that do not answer in time.
+        let line = format!("console=ttyS0 panic=-1 oops=panic tsc=reliable {}", self.append);
         let initramfs = initramfs.display().to_string();
         ["-kernel".into(), KERNEL.into(), "-initrd".into(), initramfs, "-append".into(), line]
     }
