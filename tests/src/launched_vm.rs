@@ -174,11 +174,19 @@ impl LaunchedVm {
 }
 
 impl Drop for LaunchedVm {
+    /// The servers end with the launcher. That is waited for, too: the functions are the next test's.
     fn drop(&mut self) {
-        // The servers end with it.
+        let servers = self.set_up["servers"].as_array().into_iter().flatten();
+        let processes: Vec<_> = servers.filter_map(|server| server["pid"].as_u64()).collect();
         let _ = self.child.kill();
         let _ = self.child.wait();
+        wait_until(|| !processes.iter().any(|process| is_running(*process)));
     }
+}
+
+/// Whether a process has not ended; one that nobody has waited for has no command line any more.
+fn is_running(process: u64) -> bool {
+    std::fs::read(format!("/proc/{process}/cmdline")).is_ok_and(|command| !command.is_empty())
 }
 
 impl Aftermath {

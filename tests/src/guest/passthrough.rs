@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use crate::host::Host;
 use crate::launched_vm::LaunchedVm;
-use crate::server_process::wait_until;
 
 /// Who has a function open for a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,19 +74,9 @@ impl Passthrough {
 }
 
 impl Drop for Passthrough {
-    /// Waits for the servers to end, too: the functions are the next test's.
     fn drop(&mut self) {
-        let Some(servers) = self.servers.take() else { return };
-        if std::thread::panicking() {
+        if let (true, Some(servers)) = (std::thread::panicking(), &self.servers) {
             eprintln!("--- servers\n{}---", servers.log());
         }
-        let processes: Vec<_> = servers.processes().collect();
-        drop(servers);
-        wait_until(|| !processes.iter().any(|process| is_running(*process)));
     }
-}
-
-/// Whether a process has not ended; one that nobody has waited for has no command line any more.
-fn is_running(process: u32) -> bool {
-    std::fs::read(format!("/proc/{process}/cmdline")).is_ok_and(|command| !command.is_empty())
 }
