@@ -130,8 +130,9 @@ impl Interrupts {
     /// as QEMU does where the guest routes the pin anew; but there is a copy here.
     fn issue_unmask(&mut self, device: &Device, change: &IrqChange) -> Result<(), CallError> {
         let Own::Pin(pin) = &mut self.own else { return change.issue(device) };
-        let Some(before) = pin.unmask.take() else { return change.issue(device) };
+        let Some(before) = pin.unmask.clone() else { return change.issue(device) };
         give_pin(device, IrqAction::Unmask, None)?;
+        pin.unmask = None;
         change.issue(device).inspect_err(|_| {
             if give_pin(device, IrqAction::Unmask, Some(&before)).is_ok() {
                 pin.unmask = Some(before);

@@ -167,20 +167,9 @@ impl<H: Header> Connection<H> {
         if self.has_unsent() {
             return Err(SendError::Backlog);
         }
-        let too_large = SendError::TooLarge { body: body.len(), descriptors: descriptors.len() };
-        let (Ok(size), true) = (u32::try_from(body.len()), body.len() <= H::MAX_BODY) else {
-            return Err(too_large);
-        };
-        let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if descriptors.len() > H::MAX_FDS
-            || !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors))
-        {
-            return Err(too_large);
-        }
-        let header = header.with_body_size(size);
+        let header = with_size(header, body, descriptors)?;
         let message = [IoSlice::new(header.as_bytes()), IoSlice::new(body)];
-        let sent = send_some(&self.stream, &message, &mut control)?;
+        let sent = send_some(&self.stream, &message, descriptors)?;
         if sent == 0 && !descriptors.is_empty() {
             return Err(SendError::Backlog);
         }
@@ -202,13 +191,11 @@ impl<H: Header> Connection<H> {
             Err(SendError::Backlog) => {}
             result => return result,
         }
-        let too_large = SendError::TooLarge { body: body.len(), descriptors: descriptors.len() };
-        let fits = body.len() <= H::MAX_BODY && descriptors.len() <= H::MAX_FDS;
-        let size = u32::try_from(body.len()).ok().filter(|_| fits).ok_or(too_large)?;
+        let header = with_size(header, body, descriptors)?;
         let copies = descriptors.iter().map(BorrowedFd::try_clone_to_owned).collect::<Result<_, _>>();
         let descriptors =
             copies.map_err(|error| SendError::Io(Errno::from_io_error(&error).unwrap_or(Errno::MFILE)))?;
-        let bytes = [header.with_body_size(size).as_bytes(), body].concat();
+        let bytes = [header.as_bytes(), body].concat();
         self.unsent.push_back(Unsent { bytes, descriptors });
         Ok(())
     }
@@ -217,12 +204,7 @@ impl<H: Header> Connection<H> {
     pub fn flush(&mut self) -> Result<(), SendError> {
         while let Some(next) = self.unsent.front_mut() {
             let descriptors: Vec<_> = next.descriptors.iter().map(AsFd::as_fd).collect();
-            let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            if !descriptors.is_empty() {
-                control.push(SendAncillaryMessage::ScmRights(&descriptors));
-            }
-            match send_some(&self.stream, &[IoSlice::new(&next.bytes)], &mut control)? {
+            match send_some(&self.stream, &[IoSlice::new(&next.bytes)], &descriptors)? {
                 0 => break,
                 sent if sent == next.bytes.len() => drop(self.unsent.pop_front()),
                 sent => {
@@ -375,14 +357,27 @@ fn take_descriptors<H: Header>(message: &RecvMsg, control: &mut RecvAncillaryBuf
     Descriptors::Complete(descriptors)
 }
 
-/// One `sendmsg`; 0 when it would block.
+/// The header of a message with this body, if the protocol allows for such a message.
+fn with_size<H: Header>(header: H, body: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<H, SendError> {
+    let fits = body.len() <= H::MAX_BODY && descriptors.len() <= H::MAX_FDS.min(MAX_DESCRIPTORS);
+    let too_large = SendError::TooLarge { body: body.len(), descriptors: descriptors.len() };
+    let size = u32::try_from(body.len()).ok().filter(|_| fits).ok_or(too_large)?;
+    Ok(header.with_body_size(size))
+}
+
+/// One `sendmsg`; 0 when it would block. There is room for as many descriptors as [`with_size`] allows.
 fn send_some(
     stream: &UnixStream,
     message: &[IoSlice<'_>],
-    control: &mut SendAncillaryBuffer<'_, '_, '_>,
+    descriptors: &[BorrowedFd<'_>],
 ) -> Result<usize, SendError> {
+    let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
     loop {
-        return match sendmsg(stream, message, control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        return match sendmsg(stream, message, &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
             Ok(sent) => Ok(sent),
             Err(Errno::INTR) => continue,
             Err(Errno::AGAIN) => Ok(0),

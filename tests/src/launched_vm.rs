@@ -107,12 +107,10 @@ impl LaunchedVm {
         server["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("its process id")
     }
 
-    /// The process ids of all servers.
+    /// The process ids of all servers; none before everything is served.
     pub fn processes(&self) -> impl Iterator<Item = u32> {
-        let servers = self.set_up["servers"].as_array().expect("servers");
-        servers
-            .iter()
-            .map(|server| server["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("a pid"))
+        let servers = self.set_up["servers"].as_array().into_iter().flatten();
+        servers.map(|server| server["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("a pid"))
     }
 
     /// Sends a signal to a server.
@@ -176,8 +174,7 @@ impl LaunchedVm {
 impl Drop for LaunchedVm {
     /// The servers end with the launcher. That is waited for, too: the functions are the next test's.
     fn drop(&mut self) {
-        let servers = self.set_up["servers"].as_array().into_iter().flatten();
-        let processes: Vec<_> = servers.filter_map(|server| server["pid"].as_u64()).collect();
+        let processes: Vec<_> = self.processes().collect();
         let _ = self.child.kill();
         let _ = self.child.wait();
         wait_until(|| !processes.iter().any(|process| is_running(*process)));
@@ -185,7 +182,7 @@ impl Drop for LaunchedVm {
 }
 
 /// Whether a process has not ended; one that nobody has waited for has no command line any more.
-fn is_running(process: u64) -> bool {
+fn is_running(process: u32) -> bool {
     std::fs::read(format!("/proc/{process}/cmdline")).is_ok_and(|command| !command.is_empty())
 }
 

@@ -45,7 +45,7 @@ impl AddressSpace {
 
     /// Unmaps `removed`, then maps `added`; undoes what it did when one of them fails.
     fn replace(&mut self, removed: &[MemoryRegion], added: &[MemoryRegion]) -> Result<(), Failure> {
-        self.check(added)?;
+        self.check(added.iter())?;
         for (done, area) in removed.iter().enumerate() {
             if let Err(failure) = self.unmap(area) {
                 self.roll_back(&[], removed.get(..done).unwrap_or_default());
@@ -64,12 +64,13 @@ impl AddressSpace {
     }
 
     /// Whether areas can be mapped, as far as the IOMMU is concerned.
-    fn check(&self, areas: &[MemoryRegion]) -> Result<(), Failure> {
-        if areas.is_empty() {
+    fn check<'a>(&self, areas: impl Iterator<Item = &'a MemoryRegion>) -> Result<(), Failure> {
+        let mut areas = areas.peekable();
+        if areas.peek().is_none() {
             return Ok(());
         }
         let ranges = self.ioas.iova_ranges().map_err(Failure::no_address_space)?;
-        areas.iter().try_for_each(|area| is_mappable(area, &ranges))
+        areas.try_for_each(|area| is_mappable(area, &ranges))
     }
 
     /// Why the kernel would not map an area, now.
@@ -103,10 +104,8 @@ impl AddressSpace {
 
     /// Makes an IOAS of these pieces, and moves the devices over to it. On failure they are where they were.
     fn succeed(&mut self, pieces: Vec<Piece>, devices: &[Arc<Device>]) -> Result<(), Failure> {
-        let is_new = |piece: &Piece| matches!(piece, Piece::Mapped(_));
-        let new: Vec<_> =
-            pieces.iter().filter(|piece| is_new(piece)).map(|piece| piece.area().clone()).collect();
-        self.check(&new)?;
+        let new = pieces.iter().filter(|piece| matches!(piece, Piece::Mapped(_)));
+        self.check(new.map(Piece::area))?;
         let mut ioas = Ioas::allocate(Arc::clone(&self.iommufd)).map_err(Failure::no_address_space)?;
         let mut areas = Areas::default();
         for piece in pieces {

@@ -117,7 +117,7 @@ impl AddressSpace {
 
     /// Whether any memory is described in this view.
     pub fn has_view(&self, of: ViewOf) -> bool {
-        self.views.get(&of).is_some_and(|view| !view.is_empty())
+        self.views.contains_key(&of)
     }
 
     /// Whether another process maps this address space.
@@ -203,6 +203,13 @@ impl AddressSpace {
 
     /// Changes a view and what is wanted, and nothing of the IOAS. What was done is added to `done`.
     fn note(&mut self, of: ViewOf, change: ViewChange, done: &mut Vec<Changed>) -> Result<(), Failure> {
+        let outcome = self.change(of, change, done);
+        // Who describes nothing has no view, so that those of devices that come and go are not kept.
+        self.views.retain(|_, view| !view.is_empty());
+        outcome
+    }
+
+    fn change(&mut self, of: ViewOf, change: ViewChange, done: &mut Vec<Changed>) -> Result<(), Failure> {
         let view = self.views.entry(of).or_default();
         match change {
             ViewChange::Map(mut mapping) => {

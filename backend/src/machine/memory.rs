@@ -66,17 +66,16 @@ impl Machine {
 
     /// The address space, for a job that takes these descriptions out of it.
     pub(super) fn clear(&mut self, views: Vec<ViewOf>) -> ReleasedSpace {
-        let is_described = matches!(&self.address_space, Slot::Here(_, space) if views.iter().any(|view| space.has_view(*view)));
-        match self.take_address_space() {
-            Ok(address_space) if is_described => {
-                ReleasedSpace::Cleared { address_space, views, devices: self.attached() }
-            }
-            Ok(address_space) => {
-                self.put_address_space(Some(address_space));
-                ReleasedSpace::Untouched
-            }
-            Err(_) => ReleasedSpace::Untouched,
+        let is_described = |space: &AddressSpace| views.iter().any(|view| space.has_view(*view));
+        if !matches!(&self.address_space, Slot::Here(_, space) if is_described(space)) {
+            return ReleasedSpace::Untouched;
         }
+        let devices = self.attached();
+        self.take_address_space().map_or(ReleasedSpace::Untouched, |address_space| ReleasedSpace::Cleared {
+            address_space,
+            views,
+            devices,
+        })
     }
 
     /// The devices that are attached to the address space.

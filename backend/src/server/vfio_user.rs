@@ -114,14 +114,13 @@ impl Server {
     /// Closes the collections of changes to which nothing was added just now and for which nothing more is waited.
     pub(super) fn close_due_batches(&mut self, served: &[Token]) {
         let now = Instant::now();
-        let is_due = |(token, endpoint): (&Token, &Endpoint)| match endpoint {
+        let is_due = |(token, endpoint): &(&Token, &Endpoint)| match endpoint {
             Endpoint::VfioUser(peer) => {
-                let is_due = peer.session.batch.due().is_some_and(|due| due <= now);
-                (is_due && !served.contains(token)).then_some(*token)
+                !served.contains(token) && peer.session.batch.due().is_some_and(|due| due <= now)
             }
-            _ => None,
+            _ => false,
         };
-        let due: Vec<_> = self.endpoints.iter().filter_map(is_due).collect();
+        let due: Vec<_> = self.endpoints.iter().filter(is_due).map(|(token, _)| *token).collect();
         for token in due {
             if let Some(Endpoint::VfioUser(peer)) = self.endpoints.remove(&token) {
                 self.close_batch(token, peer);

@@ -10,6 +10,7 @@ use vhost_device_vfio_tests::server_process::binary;
 use crate::FIRST;
 use crate::comparison::{Comparison, Figure, Goal};
 use crate::contest::{median, timed};
+use crate::processor::time_of_threads;
 
 /// How the guest gets the disk.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +78,9 @@ impl Disk {
             times.extend((0..LAPS).map(|_| load.read(&mut guest)));
         }
         if let Some(servers) = passthrough.servers() {
-            let spent = || servers.processes().map(processor_time).sum::<Duration>();
+            let spent = || -> Duration {
+                servers.processes().map(|process| time_of_threads(process, |_| true)).sum()
+            };
             let before = spent();
             std::thread::sleep(IDLE);
             measured.idle = spent().saturating_sub(before);
@@ -91,15 +94,6 @@ impl Load {
         let command = format!("reader /dev/nvme0n1 {pattern} {block} {count} {depth} {SPAN}");
         Duration::from_nanos(guest.run(&command).trim().parse().expect("nanoseconds"))
     }
-}
-
-/// User's and system's time of a process; the kernel counts in hundredths of a second.
-fn processor_time(process: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("the process");
-    let (_, rest) = stat.rsplit_once(')').expect("the name's end");
-    let fields: Vec<_> = rest.split_whitespace().collect();
-    let ticks: u64 = [11, 12].map(|place: usize| fields[place].parse::<u64>().expect("ticks")).iter().sum();
-    Duration::from_millis(10 * ticks)
 }
 
 /// Reads, the boot, and what is spent on a guest that does nothing.

@@ -28,10 +28,6 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-fn info(id: u16) -> Vec<u8> {
-    message(id, command::DEVICE_GET_INFO, COMMAND, &wire::device_info(16))
-}
-
 /// A server may refuse the command, ignore what does not belong to it, or part.
 fn not_kept(server: &Server, count: usize) -> Judgement {
     for (number, payload) in [
@@ -78,7 +74,7 @@ fn those_of_a_posted_write_are_not_kept(server: &Server) -> Judgement {
 fn late(server: &Server, place: usize, with_the_first_byte: bool) -> Judgement {
     let (mut early, mut late) = (Pipe::new(), Pipe::new());
     let client = server.session()?;
-    let command = info(1);
+    let command = wire::get_info(1);
     let (first, rest) = command.split_at(place);
     client.try_send(first, if with_the_first_byte { vec![early.end()] } else { Vec::new() }.as_slice())?;
     std::thread::sleep(MOMENT);
@@ -123,7 +119,7 @@ fn those_of_a_message_that_never_ends_are_closed_with_the_connection(server: &Se
     for length in [1, 16, 20] {
         let mut pipe = Pipe::new();
         let client = server.session()?;
-        client.send(info(1).get(..length).unwrap_or_default(), &[pipe.end()])?;
+        client.send(wire::get_info(1).get(..length).unwrap_or_default(), &[pipe.end()])?;
         client.abandon();
         require!(pipe.is_closed_within(server.patience()), "the server keeps the descriptor");
     }
@@ -133,5 +129,5 @@ fn those_of_a_message_that_never_ends_are_closed_with_the_connection(server: &Se
 /// A server that keeps it never sees its end.
 fn the_connection_itself_may_come(server: &Server) -> Judgement {
     let client = server.session()?;
-    client.settled_or_ended(&info(1), &[client.as_fd()])
+    client.settled_or_ended(&wire::get_info(1), &[client.as_fd()])
 }

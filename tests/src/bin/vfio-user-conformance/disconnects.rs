@@ -39,10 +39,6 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-fn info(id: u16) -> Vec<u8> {
-    message(id, command::DEVICE_GET_INFO, COMMAND, &wire::device_info(16))
-}
-
 /// A client that has said hello, sends this, and goes at once. The next one must be served.
 fn sends_and_goes(server: &Server, bytes: &[u8]) -> Judgement {
     let client = server.session()?;
@@ -59,11 +55,11 @@ fn a_client_may_say_nothing(server: &Server) -> Judgement {
 }
 
 fn a_client_may_go_in_the_middle_of_a_header(server: &Server) -> Judgement {
-    (1..16).step_by(5).try_for_each(|length| sends_and_goes(server, &info(1)[..length]))
+    (1..16).step_by(5).try_for_each(|length| sends_and_goes(server, &wire::get_info(1)[..length]))
 }
 
 fn a_client_may_go_in_the_middle_of_a_payload(server: &Server) -> Judgement {
-    (16..32).step_by(5).try_for_each(|length| sends_and_goes(server, &info(1)[..length]))
+    (16..32).step_by(5).try_for_each(|length| sends_and_goes(server, &wire::get_info(1)[..length]))
 }
 
 fn a_client_may_go_in_the_middle_of_version(server: &Server) -> Judgement {
@@ -77,11 +73,11 @@ fn a_client_may_go_in_the_middle_of_version(server: &Server) -> Judgement {
 }
 
 fn a_client_may_go_without_reading_a_reply(server: &Server) -> Judgement {
-    sends_and_goes(server, &info(1))
+    sends_and_goes(server, &wire::get_info(1))
 }
 
 fn a_client_may_go_without_reading_many_replies(server: &Server) -> Judgement {
-    sends_and_goes(server, &(0..200).flat_map(info).collect::<Vec<_>>())
+    sends_and_goes(server, &(0..200).flat_map(wire::get_info).collect::<Vec<_>>())
 }
 
 fn a_client_may_go_right_after_it_asked_for_a_reset(server: &Server) -> Judgement {
@@ -93,7 +89,10 @@ fn a_client_may_go_right_after_it_asked_for_a_reset(server: &Server) -> Judgemen
 
 fn a_client_may_go_behind_a_reset_and_more(server: &Server) -> Judgement {
     let reset = message(1, command::DEVICE_RESET, COMMAND, &[]);
-    sends_and_goes(server, &[reset.clone(), info(2), reset, info(3)[..20].to_vec()].concat())
+    sends_and_goes(
+        server,
+        &[reset.clone(), wire::get_info(2), reset, wire::get_info(3)[..20].to_vec()].concat(),
+    )
 }
 
 fn a_client_may_go_right_after_it_asked_for_memory(server: &Server) -> Judgement {
@@ -175,5 +174,5 @@ fn interrupts_of_a_client_that_is_gone_are_off(server: &Server) -> Judgement {
 fn the_next_client_is_in_no_session(server: &Server) -> Judgement {
     server.session()?.abandon();
     server.session()?.expect_in_step()?;
-    server.connect()?.refused_or_ended(&info(1), &[])
+    server.connect()?.refused_or_ended(&wire::get_info(1), &[])
 }

@@ -44,10 +44,6 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-fn info(id: u16) -> Vec<u8> {
-    message(id, INFO, COMMAND, &wire::device_info(16))
-}
-
 fn a_size_below_that_of_the_header_is_refused(server: &Server) -> Judgement {
     for size in [0, 1, 8, 15] {
         server.session()?.refused_or_ended(&header(1, INFO, size, COMMAND), &[])?;
@@ -80,7 +76,7 @@ fn types_that_do_not_exist_are_refused(server: &Server) -> Judgement {
 fn not_answered(server: &Server, flags: u32) -> Judgement {
     let client = server.session()?;
     let unasked = message(1, INFO, flags, &[]);
-    client.try_send(&[unasked, info(2)].concat(), &[])?;
+    client.try_send(&[unasked, wire::get_info(2)].concat(), &[])?;
     loop {
         match client.receive()? {
             Answer::Reply(reply) if reply.id == 1 => require!(reply.error.is_some(), "it is answered"),
@@ -135,31 +131,31 @@ fn in_pieces<'a>(server: &Server, pieces: impl IntoIterator<Item = &'a [u8]>, id
 
 /// It is a stream: what a client writes with one call need not arrive with one.
 fn a_header_may_come_in_two_halves(server: &Server) -> Judgement {
-    let command = info(1);
+    let command = wire::get_info(1);
     let (first, rest) = command.split_at(8);
     let (second, payload) = rest.split_at(8);
     in_pieces(server, [first, second, payload], &[1])
 }
 
 fn a_command_may_come_byte_by_byte(server: &Server) -> Judgement {
-    in_pieces(server, info(1).chunks(1), &[1])
+    in_pieces(server, wire::get_info(1).chunks(1), &[1])
 }
 
 fn a_payload_may_come_in_pieces(server: &Server) -> Judgement {
-    let command = info(1);
+    let command = wire::get_info(1);
     let (header, payload) = command.split_at(HEADER);
     in_pieces(server, std::iter::once(header).chain(payload.chunks(3)), &[1])
 }
 
 fn commands_may_come_in_pieces_that_are_none(server: &Server) -> Judgement {
-    let commands: Vec<_> = (1..=5).flat_map(info).collect();
+    let commands: Vec<_> = (1..=5).flat_map(wire::get_info).collect();
     in_pieces(server, commands.chunks(37), &[1, 2, 3, 4, 5])
 }
 
 /// QEMU reads 16 bytes and gives up if there are fewer.
 fn a_replys_header_comes_in_one_piece(server: &Server) -> Judgement {
     let client = server.session()?;
-    client.send(&info(1), &[])?;
+    client.send(&wire::get_info(1), &[])?;
     let size = client.receive_piece()?;
     require!(size >= HEADER, "the first {size} bytes come alone");
     Ok(())
@@ -167,7 +163,7 @@ fn a_replys_header_comes_in_one_piece(server: &Server) -> Judgement {
 
 fn commands_that_come_at_once_are_answered_in_order(server: &Server) -> Judgement {
     let mut client = server.session()?;
-    client.send(&(1..=100).flat_map(info).collect::<Vec<_>>(), &[])?;
+    client.send(&(1..=100).flat_map(wire::get_info).collect::<Vec<_>>(), &[])?;
     for id in 1..=100 {
         client.reply_to(id, INFO)?;
     }
@@ -196,11 +192,11 @@ fn good_and_bad_commands_that_come_at_once_are_answered_in_order(server: &Server
 
 fn ids_may_repeat(server: &Server) -> Judgement {
     let mut client = server.session()?;
-    client.send(&info(9).repeat(3), &[])?;
+    client.send(&wire::get_info(9).repeat(3), &[])?;
     for _ in 0..3 {
         client.reply_to(9, INFO)?;
     }
-    client.send(&info(9), &[])?;
+    client.send(&wire::get_info(9), &[])?;
     client.reply_to(9, INFO)?;
     client.expect_in_step()
 }
@@ -208,7 +204,7 @@ fn ids_may_repeat(server: &Server) -> Judgement {
 fn every_id_is_echoed(server: &Server) -> Judgement {
     let client = server.session()?;
     for id in [0, 1, 0x7fff, 0x8000, u16::MAX] {
-        client.send(&info(id), &[])?;
+        client.send(&wire::get_info(id), &[])?;
         client.reply_to(id, INFO)?;
     }
     Ok(())
@@ -292,7 +288,7 @@ fn a_client_that_reads_late_misses_nothing(server: &Server) -> Judgement {
 
 fn a_client_that_asks_and_will_ask_no_more_is_answered_or_parted_from(server: &Server) -> Judgement {
     let client = server.session()?;
-    client.finish_after(&info(1))?;
+    client.finish_after(&wire::get_info(1))?;
     if let Answer::Reply(reply) = client.receive()? {
         require!((reply.id, reply.command) == (1, INFO), "a reply to something else");
         require!(matches!(client.receive()?, Answer::End), "another reply");

@@ -90,6 +90,11 @@ pub(crate) fn device_info(argsz: u32) -> Vec<u8> {
     words([argsz, 0, 0, 0])
 }
 
+/// A whole `DEVICE_GET_INFO`, which any server answers.
+pub(crate) fn get_info(id: u16) -> Vec<u8> {
+    message(id, command::DEVICE_GET_INFO, COMMAND, &device_info(16))
+}
+
 /// Payload of `DEVICE_GET_REGION_INFO`.
 pub(crate) fn region_info(argsz: u32, index: u32) -> Vec<u8> {
     words([argsz, 0, index, 0, 0, 0, 0, 0])
