@@ -20,4 +20,5 @@ pub mod policy;
 pub mod program;
 pub mod reset;
 pub mod server;
+pub mod virtio;
 pub mod worker;

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Does to the device what the course of a frontend wants: its registers, its interrupts, its kicks.
+//!
+//! It can be moved to another thread, as a job does with what it works on: a reset of the device takes its time.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use vfio::irq::{IrqData, IrqSet};
+use vfio::{Device, IrqAction, IrqIndex};
+
+use super::course::{Action, Wire};
+use super::eventfd::Eventfd;
+use super::interrupts::Vectors;
+use super::kick::{Line, Relay, Target};
+use super::rings::RingIndex;
+use super::transport::VirtioFunction;
+use crate::failure::Failure;
+
+/// A virtio function that is driven for a frontend.
+#[derive(Debug)]
+pub struct Drive {
+    function: VirtioFunction,
+    relay: Arc<Relay>,
+    vectors: Vectors,
+    /// Written to when the device's configuration changes.
+    config_change: Eventfd,
+    /// What each vector is armed with, from 0; none while the device has no interrupts.
+    armed: Vec<Option<Eventfd>>,
+    kicks: BTreeMap<RingIndex, Line>,
+    /// From the eventfd of a vector to the calls of the rings that share it.
+    shared: BTreeMap<u16, (Line, Vec<Eventfd>)>,
+}
+
+impl Drive {
+    /// Takes a bound and attached device: it is reset, and nothing is armed. May take some time.
+    pub fn new(device: Arc<Device>, relay: Arc<Relay>) -> Result<Self, Failure> {
+        let function = VirtioFunction::open(device)?;
+        let info = function.device().irq_info(IrqIndex::Msix).map_err(Failure::device_call)?;
+        let rings = u16::try_from(function.largest_sizes().len()).unwrap_or(u16::MAX);
+        let vectors = Vectors::new(info.count, rings)
+            .ok_or_else(|| Failure::no_interrupt_vector(function.address()))?;
+        if vectors.are_short() {
+            log::warn!(
+                "event=interrupts-shared device={} vectors={} rings={rings} config-changes-told={}",
+                function.address(),
+                vectors.count(),
+                vectors.config().is_some()
+            );
+        }
+        let config_change = Eventfd::new().map_err(Failure::relay)?;
+        let (armed, kicks, shared) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        Ok(Self { function, relay, vectors, config_change, armed, kicks, shared })
+    }
+
+    /// The device's registers.
+    pub const fn function(&self) -> &VirtioFunction {
+        &self.function
+    }
+
+    /// Readable when the device's configuration has changed.
+    pub const fn config_change(&self) -> &Eventfd {
+        &self.config_change
+    }
+
+    /// Whether the device has its interrupts, and may access memory.
+    pub const fn is_active(&self) -> bool {
+        !self.armed.is_empty()
+    }
+
+    /// Does one thing after the other.
+    ///
+    /// # Errors
+    ///
+    /// The first that failed; the others were not done. The device is silent then, as far as it lets itself be, and its
+    /// rings are lost.
+    pub fn carry_out(&mut self, actions: Vec<Action>) -> Result<(), Failure> {
+        actions.into_iter().try_for_each(|action| self.act(action)).inspect_err(|_| {
+            // What fails here fails again where the device is reset for its next client, and is told there.
+            let _ = self.silence();
+        })
+    }
+
+    fn act(&mut self, action: Action) -> Result<(), Failure> {
+        match action {
+            Action::Reset => {
+                self.silence()?;
+                self.function.reset()
+            }
+            Action::Negotiate(features) => self.function.negotiate(features),
+            Action::SetUp(ring, placement) => self.function.set_up(ring, &placement, self.vectors.ring(ring)),
+            Action::ResetRing(ring) => self.function.reset_ring(ring),
+            Action::Verify(rings) => rings.into_iter().try_for_each(|(ring, placement)| {
+                match self.function.holds(ring, &placement)? {
+                    None => Ok(()),
+                    Some(_) => Err(Failure::virtio_was_reset(self.function.address())),
+                }
+            }),
+            Action::Start(wires) => {
+                self.arm_calls(&wires)?;
+                self.function.set_config_vector(self.vectors.config())?;
+                self.function.enable_bus_mastering()?;
+                self.function.start()?;
+                self.listen(wires)
+            }
+            Action::Wire(wires) => {
+                self.arm_calls(&wires)?;
+                self.listen(wires)
+            }
+            Action::Notify(ring) => self.function.doorbell(ring)?.ring().map_err(Failure::device_call),
+            Action::Interrupt => self.interrupt(),
+            Action::Silence => self.silence(),
+        }
+    }
+
+    /// No kick, no access to memory, no interrupt. Each is tried, whatever became of the one before.
+    fn silence(&mut self) -> Result<(), Failure> {
+        self.kicks.clear();
+        let stopped = self.function.disable_bus_mastering();
+        let disarmed = self.disarm();
+        stopped.and(disarmed)
+    }
+
+    /// Takes all interrupts down. Somebody may have been first: whoever resets the device, for one.
+    fn disarm(&mut self) -> Result<(), Failure> {
+        self.shared.clear();
+        if std::mem::take(&mut self.armed).is_empty() {
+            return Ok(());
+        }
+        match self.function.device().set_irqs(&IrqSet::disable(IrqIndex::Msix)) {
+            Err(error) if error.errno != Errno::INVAL => Err(Failure::device_call(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the vectors written to the calls. What stays as it is, is not touched.
+    fn arm_calls(&mut self, wires: &[Wire]) -> Result<(), Failure> {
+        let mut calls: BTreeMap<u16, Vec<Eventfd>> = BTreeMap::new();
+        for Wire { ring, call, .. } in wires {
+            calls.entry(self.vectors.ring(*ring)).or_default().extend(call.clone());
+        }
+        let mut routes = Vec::new();
+        for vector in 0..self.vectors.count() {
+            let route = if Some(vector) == self.vectors.config() {
+                Some(self.config_change.clone())
+            } else {
+                self.route(vector, calls.remove(&vector).unwrap_or_default())?
+            };
+            routes.push(route);
+        }
+        self.arm(routes)
+    }
+
+    /// What a vector is to be armed with to reach these: their own eventfd, or one of ours that the relay listens to.
+    fn route(&mut self, vector: u16, calls: Vec<Eventfd>) -> Result<Option<Eventfd>, Failure> {
+        let shared = self.shared.remove(&vector);
+        if calls.len() < 2 {
+            return Ok(calls.into_iter().next());
+        }
+        let (line, calls) = match shared {
+            Some((line, before)) if before == calls => (line, before),
+            shared => {
+                let source = match &shared {
+                    Some((line, _)) => line.source().clone(),
+                    None => Eventfd::new().map_err(Failure::relay)?,
+                };
+                drop(shared);
+                (self.relay.connect(&source, Target::Calls(calls.clone())).map_err(Failure::relay)?, calls)
+            }
+        };
+        let source = line.source().clone();
+        self.shared.insert(vector, (line, calls));
+        Ok(Some(source))
+    }
+
+    fn arm(&mut self, routes: Vec<Option<Eventfd>>) -> Result<(), Failure> {
+        let set = |start: usize, routes: &[Option<Eventfd>]| {
+            let fds: Vec<_> = routes.iter().map(|route| route.as_ref().map(AsFd::as_fd)).collect();
+            let start = u32::try_from(start).unwrap_or(u32::MAX);
+            let data = IrqData::Eventfd(&fds);
+            let set = IrqSet { index: IrqIndex::Msix, start, action: IrqAction::Trigger, data };
+            self.function.device().set_irqs(&set).map_err(Failure::device_call)
+        };
+        if self.armed.is_empty() {
+            set(0, &routes)?;
+        } else {
+            for (vector, route) in routes.iter().enumerate() {
+                if self.armed.get(vector) != Some(route) {
+                    set(vector, std::slice::from_ref(route))?;
+                }
+            }
+        }
+        self.armed = routes;
+        Ok(())
+    }
+
+    /// As if every ring's vector had fired. The kernel writes to the eventfds, so that nobody can make this wait.
+    fn interrupt(&self) -> Result<(), Failure> {
+        let start = self.vectors.config().map_or(0, |config| u32::from(config) + 1);
+        let data = IrqData::None(u32::from(self.vectors.count()).saturating_sub(start));
+        let set = IrqSet { index: IrqIndex::Msix, start, action: IrqAction::Trigger, data };
+        self.function.device().set_irqs(&set).map_err(Failure::device_call)
+    }
+
+    /// Has the kicks ring the doorbells. What stays as it is, is not touched.
+    fn listen(&mut self, wires: Vec<Wire>) -> Result<(), Failure> {
+        for Wire { ring, kick, .. } in wires {
+            if self.kicks.get(&ring).map(Line::source) == kick.as_ref() {
+                continue;
+            }
+            // Before the next: it may be the same one, handed over again.
+            self.kicks.remove(&ring);
+            if let Some(kick) = kick {
+                let doorbell = Target::Doorbell(self.function.doorbell(ring)?);
+                let line = self.relay.connect(&kick, doorbell).map_err(Failure::relay)?;
+                self.kicks.insert(ring, line);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "model")]
+mod tests;
