@@ -182,6 +182,13 @@ impl HeldDevice {
         }
     }
 
+    /// Takes note that the device was driven in another way than by its client's accesses: whether it has interrupts and may
+    /// access memory since.
+    pub fn note_driven(&mut self, is_active: bool) {
+        self.interrupts = if is_active { Interrupts::Messages(IrqIndex::Msix) } else { Interrupts::Off };
+        self.is_bus_master = is_active;
+    }
+
     /// How the device is used.
     pub fn usage(&self) -> Usage {
         let is_active = self.is_bus_master || matches!(self.interrupts, Interrupts::Messages(_));

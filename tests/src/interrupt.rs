@@ -22,6 +22,11 @@ impl Interrupt {
         (Self(near), far)
     }
 
+    /// Fires it.
+    pub fn signal(&self) {
+        rustix::io::write(&self.0, &1_u64.to_ne_bytes()).expect("an eventfd with room");
+    }
+
     /// Whether it fires in time; takes what has fired.
     pub fn fires(&self) -> bool {
         self.fires_within(crate::server_process::PATIENCE)

@@ -14,7 +14,7 @@ use vfio::{Device, IrqAction, IrqIndex};
 
 use super::course::{Action, Wire};
 use super::eventfd::Eventfd;
-use super::interrupts::Vectors;
+use super::interrupts::{SharedVectors, Vectors};
 use super::kick::{Line, Relay, Target};
 use super::rings::RingIndex;
 use super::transport::VirtioFunction;
@@ -31,8 +31,7 @@ pub struct Drive {
     /// What each vector is armed with, from 0; none while the device has no interrupts.
     armed: Vec<Option<Eventfd>>,
     kicks: BTreeMap<RingIndex, Line>,
-    /// From the eventfd of a vector to the calls of the rings that share it.
-    shared: BTreeMap<u16, (Line, Vec<Eventfd>)>,
+    shared: SharedVectors,
 }
 
 impl Drive {
@@ -52,7 +51,7 @@ impl Drive {
             );
         }
         let config_change = Eventfd::new().map_err(Failure::relay)?;
-        let (armed, kicks, shared) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let (armed, kicks, shared) = (Vec::new(), BTreeMap::new(), SharedVectors::default());
         Ok(Self { function, relay, vectors, config_change, armed, kicks, shared })
     }
 
@@ -126,7 +125,7 @@ impl Drive {
 
     /// Takes all interrupts down. Somebody may have been first: whoever resets the device, for one.
     fn disarm(&mut self) -> Result<(), Failure> {
-        self.shared.clear();
+        self.shared = SharedVectors::default();
         if std::mem::take(&mut self.armed).is_empty() {
             return Ok(());
         }
@@ -147,33 +146,12 @@ impl Drive {
             let route = if Some(vector) == self.vectors.config() {
                 Some(self.config_change.clone())
             } else {
-                self.route(vector, calls.remove(&vector).unwrap_or_default())?
+                let calls = calls.remove(&vector).unwrap_or_default();
+                self.shared.route(&self.relay, vector, calls).map_err(Failure::relay)?
             };
             routes.push(route);
         }
         self.arm(routes)
-    }
-
-    /// What a vector is to be armed with to reach these: their own eventfd, or one of ours that the relay listens to.
-    fn route(&mut self, vector: u16, calls: Vec<Eventfd>) -> Result<Option<Eventfd>, Failure> {
-        let shared = self.shared.remove(&vector);
-        if calls.len() < 2 {
-            return Ok(calls.into_iter().next());
-        }
-        let (line, calls) = match shared {
-            Some((line, before)) if before == calls => (line, before),
-            shared => {
-                let source = match &shared {
-                    Some((line, _)) => line.source().clone(),
-                    None => Eventfd::new().map_err(Failure::relay)?,
-                };
-                drop(shared);
-                (self.relay.connect(&source, Target::Calls(calls.clone())).map_err(Failure::relay)?, calls)
-            }
-        };
-        let source = line.source().clone();
-        self.shared.insert(vector, (line, calls));
-        Ok(Some(source))
     }
 
     fn arm(&mut self, routes: Vec<Option<Eventfd>>) -> Result<(), Failure> {
@@ -222,7 +200,3 @@ impl Drive {
         Ok(())
     }
 }
-
-#[cfg(test)]
-#[cfg(feature = "model")]
-mod tests;

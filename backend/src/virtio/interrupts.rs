@@ -3,6 +3,12 @@
 //! Which MSI-X vector tells of what. The kernel writes to one eventfd for each vector: with enough of them it is the
 //! frontend's own, and nobody is in between. With fewer, rings share vectors, and the relay passes their interrupts on.
 
+use std::collections::BTreeMap;
+
+use rustix::io::Errno;
+
+use super::eventfd::Eventfd;
+use super::kick::{Line, Relay, Target};
 use super::rings::RingIndex;
 
 /// The vectors of a function, shared out among its rings.
@@ -43,9 +49,41 @@ impl Vectors {
     }
 }
 
+/// The vectors that several rings share: each has an eventfd of ours, from which the relay writes to the calls of the rings.
+#[derive(Debug, Default)]
+pub struct SharedVectors(BTreeMap<u16, (Line, Vec<Eventfd>)>);
+
+impl SharedVectors {
+    /// What a vector is to be armed with to reach these calls.
+    pub fn route(
+        &mut self,
+        relay: &Relay,
+        vector: u16,
+        calls: Vec<Eventfd>,
+    ) -> Result<Option<Eventfd>, Errno> {
+        let before = self.0.remove(&vector);
+        if calls.len() < 2 {
+            return Ok(calls.into_iter().next());
+        }
+        let line = match before {
+            Some((line, same)) if same == calls => line,
+            Some((line, _)) => {
+                let source = line.source().clone();
+                drop(line);
+                relay.connect(&source, Target::Calls(calls.clone()))?
+            }
+            None => relay.connect(&Eventfd::new()?, Target::Calls(calls.clone()))?,
+        };
+        let source = line.source().clone();
+        self.0.insert(vector, (line, calls));
+        Ok(Some(source))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
 
@@ -74,6 +112,30 @@ mod tests {
         assert_eq!(of_rings(1, 2), [0, 0]);
         assert_eq!(Vectors::new(1, 2).unwrap().config(), None);
         assert_eq!(Vectors::new(0, 2), None);
+    }
+
+    #[test]
+    fn a_ring_that_shares_a_vector_is_reached_by_way_of_the_relay() {
+        let relay = Relay::start(|| {}).unwrap();
+        let mut shared = SharedVectors::default();
+        let [first, second, third] = [(); 3].map(|()| Eventfd::new().unwrap());
+        assert_eq!(shared.route(&relay, 1, vec![]), Ok(None));
+        assert_eq!(shared.route(&relay, 1, vec![first.clone()]), Ok(Some(first.clone())));
+        let armed = shared.route(&relay, 1, vec![first.clone(), second.clone()]).unwrap().unwrap();
+        armed.signal();
+        assert!(arrives(&first) && arrives(&second));
+        // One of them is replaced: what the kernel writes to stays.
+        assert_eq!(shared.route(&relay, 1, vec![first.clone(), third.clone()]), Ok(Some(armed.clone())));
+        armed.signal();
+        assert!(arrives(&first) && arrives(&third));
+        assert_eq!(shared.route(&relay, 1, vec![third.clone()]), Ok(Some(third)));
+    }
+
+    /// Waits until it has been written to, and takes that.
+    fn arrives(eventfd: &Eventfd) -> bool {
+        let time = Timespec { tv_sec: 20, tv_nsec: 0 };
+        poll(&mut [PollFd::new(eventfd, PollFlags::IN)], Some(&time)) == Ok(1)
+            && rustix::io::read(eventfd, &mut [0; 8]).is_ok()
     }
 
     proptest! {

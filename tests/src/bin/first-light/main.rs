@@ -17,6 +17,7 @@ mod sharing;
 mod teardown;
 mod tool;
 mod views;
+mod virtio;
 
 use std::process::ExitCode;
 
@@ -77,6 +78,14 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             sharing: functions_of_one_group_in_two_servers_reach_the_same_memory,
                 guest_memory_is_pinned_once_for_two_servers, memory_goes_with_the_server_that_filled_it,
                 the_second_server_outlives_the_first;
+            virtio: a_function_that_is_no_virtio_device_is_told;
+        },
+        "virtio-pair" => trials! {
+            virtio: a_kick_makes_the_hardware_read_a_sector, what_was_offered_before_the_start_is_served_without_a_kick,
+                a_paused_device_goes_on_with_its_rings, a_silent_device_does_nothing_for_a_kick,
+                a_call_is_replaced_while_the_device_runs, a_device_that_was_reset_does_not_go_on_and_begins_anew,
+                a_ring_in_no_memory_needs_a_reset_and_gets_it, a_configuration_is_read_and_written,
+                a_network_device_has_an_address;
         },
         "edu-igb" => trials! {
             reset: a_hot_reset_brings_registers_to_their_defaults, a_sibling_of_another_group_blocks_until_it_is_passed,
