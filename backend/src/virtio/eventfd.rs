@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::event::EventfdFlags;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 
@@ -39,8 +39,6 @@ impl Eventfd {
     /// Counts up by one, where there is room. A client can fill its own eventfd, and then nothing is lost; one that does so
     /// between the question and the write holds up the thread that serves it.
     pub fn signal(&self) {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         if poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], Some(&now)) == Ok(1) {
             // It is readable already where this fails.

@@ -159,7 +159,9 @@ proptest! {
     fn after_a_reset_everything_can_begin(tells_status: bool, statements in statements()) {
         let mut scene = in_use(tells_status);
         let mut last = BTreeMap::new();
-        statements.iter().for_each(|statement| say(&mut scene, &mut last, statement));
+        for statement in &statements {
+            say(&mut scene, &mut last, statement);
+        }
         scene.reset();
         prop_assert!(!scene.device.is_running);
         scene.course.set_features(PLAIN).unwrap();
