@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use vfio::irq::{IrqData, IrqSet};
@@ -14,11 +16,17 @@ use vfio::{Device, IrqAction, IrqIndex};
 
 use super::course::{Action, Wire};
 use super::eventfd::Eventfd;
+use super::features::RING_PACKED;
 use super::interrupts::{SharedVectors, Vectors};
 use super::kick::{Line, Relay, Target};
-use super::rings::RingIndex;
+use super::rings::{Placement, RingIndex};
 use super::transport::VirtioFunction;
 use crate::failure::Failure;
+use crate::memory::MemoryView;
+
+/// How long a device has to finish before it is silenced.
+const PATIENCE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A virtio function that is driven for a frontend.
 #[derive(Debug)]
@@ -31,6 +39,11 @@ pub struct Drive {
     /// What each vector is armed with, from 0; none while the device has no interrupts.
     armed: Vec<Option<Eventfd>>,
     kicks: BTreeMap<RingIndex, Line>,
+    /// What the device was given since its last reset.
+    rings: BTreeMap<RingIndex, Placement>,
+    is_packed: bool,
+    /// Where the rings are.
+    memory: MemoryView,
     shared: SharedVectors,
 }
 
@@ -51,8 +64,18 @@ impl Drive {
             );
         }
         let config_change = Eventfd::new().map_err(Failure::relay)?;
-        let (armed, kicks, shared) = (Vec::new(), BTreeMap::new(), SharedVectors::default());
-        Ok(Self { function, relay, vectors, config_change, armed, kicks, shared })
+        Ok(Self {
+            function,
+            relay,
+            vectors,
+            config_change,
+            armed: Vec::new(),
+            kicks: BTreeMap::new(),
+            rings: BTreeMap::new(),
+            is_packed: false,
+            memory: MemoryView::default(),
+            shared: SharedVectors::default(),
+        })
     }
 
     /// The device's registers.
@@ -63,6 +86,11 @@ impl Drive {
     /// Readable when the device's configuration has changed.
     pub const fn config_change(&self) -> &Eventfd {
         &self.config_change
+    }
+
+    /// Where the rings are, from now on: of them, it is only looked at whether they are empty before they are stopped.
+    pub fn set_memory(&mut self, memory: MemoryView) {
+        self.memory = memory;
     }
 
     /// Whether the device has its interrupts, and may access memory.
@@ -87,11 +115,21 @@ impl Drive {
         match action {
             Action::Reset => {
                 self.silence()?;
+                self.rings.clear();
                 self.function.reset()
             }
-            Action::Negotiate(features) => self.function.negotiate(features),
-            Action::SetUp(ring, placement) => self.function.set_up(ring, &placement, self.vectors.ring(ring)),
-            Action::ResetRing(ring) => self.function.reset_ring(ring),
+            Action::Negotiate(features) => {
+                self.is_packed = features & RING_PACKED != 0;
+                self.function.negotiate(features)
+            }
+            Action::SetUp(ring, placement) => {
+                self.rings.insert(ring, placement);
+                self.function.set_up(ring, &placement, self.vectors.ring(ring))
+            }
+            Action::ResetRing(ring) => {
+                self.rings.remove(&ring);
+                self.function.reset_ring(ring)
+            }
             Action::Verify(rings) => rings.into_iter().try_for_each(|(ring, placement)| {
                 match self.function.holds(ring, &placement)? {
                     None => Ok(()),
@@ -111,8 +149,37 @@ impl Drive {
             }
             Action::Notify(ring) => self.function.doorbell(ring)?.ring().map_err(Failure::device_call),
             Action::Interrupt => self.interrupt(),
-            Action::Silence => self.silence(),
+            Action::Silence => {
+                self.drain()?;
+                self.silence()
+            }
         }
+    }
+
+    /// Has the device finish what it was given, for up to half a second: what it would finish later is lost with some.
+    ///
+    /// A ring of buffers that wait for something, as packets, never ends.
+    fn drain(&mut self) -> Result<(), Failure> {
+        let kicked: Vec<_> = std::mem::take(&mut self.kicks).into_keys().collect();
+        for ring in kicked {
+            // A kick that came may not have been passed on.
+            self.function.doorbell(ring)?.ring().map_err(Failure::device_call)?;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(ring) = self.busy_ring() {
+            if Instant::now() >= deadline {
+                log::info!("event=ring-not-drained device={} ring={}", self.function.address(), ring.0);
+                break;
+            }
+            thread::park_timeout(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// A ring that the device has not come to the end of. Of a packed one it does not show at a glance.
+    fn busy_ring(&self) -> Option<RingIndex> {
+        let mut busy = self.rings.iter().filter(|(_, placement)| !placement.is_drained(&self.memory));
+        busy.next().filter(|_| !self.is_packed).map(|(ring, _)| *ring)
     }
 
     /// No kick, no access to memory, no interrupt. Each is tried, whatever became of the one before.

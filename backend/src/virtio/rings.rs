@@ -8,6 +8,7 @@ use vfio::Iova;
 
 use super::eventfd::Eventfd;
 use crate::failure::Failure;
+use crate::memory::{GuestAddress, MemoryView};
 
 /// Most rings of a device: vhost-user names a ring with kick and call by 8 bits.
 pub const MAX_RINGS: u16 = 256;
@@ -74,6 +75,14 @@ impl Placement {
             return Err(Failure::ring_unaligned(ring));
         }
         Ok(Self { size, areas })
+    }
+
+    /// Whether a device has given back all that a split ring has for it, by the two indexes. Where they cannot be read it has
+    /// nothing to give back.
+    pub fn is_drained(&self, memory: &MemoryView) -> bool {
+        const INDEX: u64 = 2;
+        let index = |area: Iova| memory.read::<2>(GuestAddress(area.0.checked_add(INDEX)?));
+        index(self.areas.driver) == index(self.areas.device)
     }
 }
 

@@ -82,7 +82,8 @@ fn trials_of(topology: &str) -> Vec<Trial> {
         },
         "virtio-pair" => trials! {
             virtio: a_kick_makes_the_hardware_read_a_sector, what_was_offered_before_the_start_is_served_without_a_kick,
-                a_paused_device_goes_on_with_its_rings, a_silent_device_does_nothing_for_a_kick,
+                a_paused_device_goes_on_with_its_rings,
+                a_device_finishes_what_it_was_given_before_it_is_silent, a_silent_device_does_nothing_for_a_kick,
                 a_call_is_replaced_while_the_device_runs, a_device_that_was_reset_does_not_go_on_and_begins_anew,
                 a_ring_in_no_memory_needs_a_reset_and_gets_it, a_configuration_is_read_and_written,
                 a_network_device_has_an_address;

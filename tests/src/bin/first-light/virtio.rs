@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use vfio::{Access, Device, Ioas, Iommufd, Iova, PciAddress, UnboundDevice};
 use vhost_device_vfio::failure::Failure;
+use vhost_device_vfio::memory::{GuestAddress, MemoryRegion, MemoryView};
 use vhost_device_vfio::virtio::features::{PROTOCOL_FEATURES, VERSION_1};
 use vhost_device_vfio::virtio::{Action, Base, Course, DeviceStatus, Drive, Eventfd, Relay, RingAreas};
 use vhost_device_vfio_tests::driver_ring::{DriverRing, RING_SPACE, SECTOR};
@@ -62,7 +63,10 @@ struct Frontend {
 
 impl Frontend {
     fn of(function: &Function) -> Self {
-        let drive = function.drive().unwrap();
+        let mut drive = function.drive().unwrap();
+        let file = function.memory.as_fd().try_clone_to_owned().unwrap();
+        let region = MemoryRegion::sealed(GuestAddress(0), MEMORY, 0, file).unwrap();
+        drive.set_memory(MemoryView::from_regions([region]).unwrap());
         let registers = drive.function();
         let mut course = Course::new(registers.features(), registers.largest_sizes().to_vec());
         course.tell_status(true);
@@ -162,6 +166,21 @@ pub(crate) fn a_paused_device_goes_on_with_its_rings() {
         frontend.start(&ring, base).unwrap();
         assert!(wait_until(|| ring.is_done()) && frontend.call.fires());
         assert_eq!(ring.outcome(), (0, PATTERN.to_vec()));
+    }
+}
+
+pub(crate) fn a_device_finishes_what_it_was_given_before_it_is_silent() {
+    let function = Function::open(FIRST);
+    let mut frontend = Frontend::of(&function);
+    let mut ring = DriverRing::new(&function.memory, RING, 16);
+    frontend.start(&ring, Base(0)).unwrap();
+    for sector in 0..20 {
+        ring.offer_write(sector, &PATTERN);
+        frontend.kick();
+        let base = frontend.stop();
+        assert!(ring.is_done());
+        assert_eq!(ring.outcome().0, 0);
+        frontend.start(&ring, base).unwrap();
     }
 }
 
