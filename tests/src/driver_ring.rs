@@ -10,7 +10,7 @@ const DESCRIPTOR: u64 = 16;
 /// Where the parts of a ring are in its place: there is room for 64 entries.
 const AVAILABLE: u64 = 0x400;
 const USED: u64 = 0x800;
-/// What a ring and its buffers take.
+/// What a ring and, in its second half, its buffers take.
 pub const RING_SPACE: u64 = 0x2000;
 /// Buffers behind the ring: a request's header, its status, its data.
 const HEADER: u64 = 0x1000;
@@ -34,7 +34,7 @@ pub struct DriverRing<'a> {
 impl<'a> DriverRing<'a> {
     /// An empty ring of up to 64 entries, at an address with [`RING_SPACE`] bytes.
     pub fn new(memory: &'a GuestMemory, address: u64, size: u16) -> Self {
-        memory.write(address, &[0; RING_SPACE as usize]);
+        memory.write(address, &[0; 0x1000]);
         Self { memory, address, size, available: 0 }
     }
 
