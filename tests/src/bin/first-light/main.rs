@@ -9,7 +9,9 @@ mod dma;
 mod framing;
 mod handover;
 mod interrupts;
+mod peer;
 mod refusals;
+mod regions;
 mod removal;
 mod reset;
 mod servers;
@@ -56,7 +58,11 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             views: memory_that_a_client_maps_is_reached_until_it_is_unmapped,
                 memory_that_two_clients_have_changes_with_each_of_them,
                 memory_that_a_client_maps_for_reading_is_not_written;
-            interrupts: a_client_is_told_how_many_interrupts_there_are, an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent;
+            interrupts: a_client_is_told_how_many_interrupts_there_are, an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent,
+                an_interrupt_goes_on_after_a_reset_that_the_host_has_asked_for;
+            peer: cloud_hypervisors_client_finds_the_device, cloud_hypervisors_client_has_the_device_reach_its_memory,
+                cloud_hypervisors_client_is_interrupted, cloud_hypervisors_client_resets_the_device;
+            regions: a_bar_is_mapped_through_the_devices_descriptor, only_bars_in_memory_space_are_mapped;
             reset: an_unopened_sibling_of_the_group_is_implied, both_functions_of_the_pair_are_ours,
                 the_header_alone_tells_whether_a_reset_is_available, a_hot_reset_leaves_quiet_devices,
                 the_mapping_outlives_a_hot_reset, a_reset_spares_a_sibling_in_use_unless_it_is_forced,
@@ -80,14 +86,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 the_second_server_outlives_the_first;
             virtio: a_function_that_is_no_virtio_device_is_told;
         },
-        "virtio-pair" => trials! {
-            virtio: a_kick_makes_the_hardware_read_a_sector, what_was_offered_before_the_start_is_served_without_a_kick,
-                a_paused_device_goes_on_with_its_rings,
-                a_device_finishes_what_it_was_given_before_it_is_silent, a_silent_device_does_nothing_for_a_kick,
-                a_call_is_replaced_while_the_device_runs, a_device_that_was_reset_does_not_go_on_and_begins_anew,
-                a_ring_in_no_memory_needs_a_reset_and_gets_it, a_configuration_is_read_and_written,
-                a_network_device_has_an_address;
-        },
+        "virtio-pair" => trials_of_virtio(),
         "edu-igb" => trials! {
             reset: a_hot_reset_brings_registers_to_their_defaults, a_sibling_of_another_group_blocks_until_it_is_passed,
                 a_function_without_driver_blocks, function_reset_is_preferred,
@@ -101,6 +100,8 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 the_tool_leaves_nothing_behind, the_plan_names_what_the_kernel_then_wants;
         },
         "igb-pair" => trials! {
+            interrupts: eight_vectors_are_armed_and_again_after_a_reset;
+            regions: the_interrupt_tables_of_igb_are_left_out;
             servers: a_reset_asked_of_either_server_resets_the_functions_of_both,
                 a_sibling_that_is_read_all_the_time_in_another_server_makes_no_reset_busy;
         },
@@ -123,6 +124,10 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             reset: a_device_on_the_root_bus_has_no_hot_reset;
             tool: the_plan_knows_that_the_root_bus_is_never_reset;
         },
+        "nvme" => trials! {
+            regions: the_interrupt_tables_of_nvme_are_left_out;
+            interrupts: forty_vectors_are_armed_in_three_commands_and_again_after_a_reset;
+        },
         "e1000e" => trials! { reset: a_power_management_reset_comes_last; },
         "gen4" => trials! {
             reset: a_link_that_does_not_come_back_is_reported;
@@ -135,6 +140,17 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             let message = format!("no tests for the topology `{other}`");
             move || Err(message.into())
         })],
+    }
+}
+
+fn trials_of_virtio() -> Vec<Trial> {
+    trials! {
+        virtio: a_kick_makes_the_hardware_read_a_sector, what_was_offered_before_the_start_is_served_without_a_kick,
+            a_paused_device_goes_on_with_its_rings,
+            a_device_finishes_what_it_was_given_before_it_is_silent, a_silent_device_does_nothing_for_a_kick,
+            a_call_is_replaced_while_the_device_runs, a_device_that_was_reset_does_not_go_on_and_begins_anew,
+            a_ring_in_no_memory_needs_a_reset_and_gets_it, a_configuration_is_read_and_written,
+            a_network_device_has_an_address;
     }
 }
 
