@@ -328,8 +328,8 @@ pub const REQUESTS: &[Request] = &[
     request(ioctl::DEVICE_SET_IRQS, ASKING, "interrupts", on("edu-pair", "an_msi_signals_its_eventfd")),
     request(
         ioctl::DEVICE_GET_IRQ_INFO,
-        LOOP,
-        "what a client asks about interrupts",
+        LOOP_AND_WORKER,
+        "what a client asks about interrupts; the vectors of a virtio function",
         on("edu-pair", "a_client_is_told_how_many_interrupts_there_are"),
     ),
     request(

@@ -5,6 +5,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use sandbox::{Filters, Scope, Thread, Violation};
 use vfio::{Access, Device, Ioas, Iommufd, Iova, PciAddress, UnboundDevice};
 use vhost_device_vfio::failure::Failure;
 use vhost_device_vfio::memory::{GuestAddress, MemoryRegion, MemoryView};
@@ -48,9 +49,27 @@ impl Function {
     }
 
     fn drive(&self) -> Result<Drive, Failure> {
-        let relay = Relay::start(|| {}).unwrap();
-        Drive::new(Arc::clone(&self.device), Arc::new(relay))
+        let filters = filters();
+        let relay = Relay::start(move || filters.install(Thread::Kick).unwrap()).unwrap();
+        let (device, relay) = (Arc::clone(&self.device), Arc::new(relay));
+        on_worker(|| Drive::new(device, relay))
     }
+}
+
+fn filters() -> Filters {
+    Filters::compile(Scope { sysfs: false, new_devices: false, violation: Violation::Kill }).unwrap()
+}
+
+/// Has something done on a thread that is confined as the server's worker is.
+fn on_worker<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let filters = filters();
+    std::thread::scope(|scope| {
+        let confined = scope.spawn(move || {
+            filters.install(Thread::Worker).unwrap();
+            work()
+        });
+        confined.join().unwrap()
+    })
 }
 
 /// A frontend, the device, and an eventfd of each kind.
@@ -74,7 +93,11 @@ impl Frontend {
     }
 
     fn carry_out(&mut self, actions: Result<Vec<Action>, Failure>) -> Result<(), Failure> {
-        self.drive.carry_out(actions?)
+        let actions = actions?;
+        if actions.is_empty() {
+            return Ok(());
+        }
+        on_worker(|| self.drive.carry_out(actions))
     }
 
     /// What QEMU says of one ring, up to `DRIVER_OK`.
