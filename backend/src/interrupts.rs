@@ -117,10 +117,26 @@ impl Interrupts {
                     errno: Errno::INVAL,
                 });
             }
+            (IrqIndex::Intx, IrqAction::Unmask, IrqChangeData::Eventfds(_)) => {
+                self.issue_unmask(device, &change)?;
+            }
             _ => change.issue(device)?,
         }
         self.note(change);
         Ok(())
+    }
+
+    /// The kernel takes no second eventfd that unmasks the pin. It would have forgotten the first when the client closed it,
+    /// as QEMU does where the guest routes the pin anew; but there is a copy here.
+    fn issue_unmask(&mut self, device: &Device, change: &IrqChange) -> Result<(), CallError> {
+        let Own::Pin(pin) = &mut self.own else { return change.issue(device) };
+        let Some(before) = pin.unmask.take() else { return change.issue(device) };
+        give_pin(device, IrqAction::Unmask, None)?;
+        change.issue(device).inspect_err(|_| {
+            if give_pin(device, IrqAction::Unmask, Some(&before)).is_ok() {
+                pin.unmask = Some(before);
+            }
+        })
     }
 
     /// Takes note of what the kernel has done, unless it was about messages and their eventfds.
@@ -254,14 +270,15 @@ impl Interrupts {
 
 impl Pin {
     fn arm(&self, device: &Device) -> Result<(), CallError> {
-        let give = |action, eventfd: Option<&Eventfd>| {
-            let data = [borrowed(eventfd)];
-            let set = IrqSet { index: IrqIndex::Intx, start: 0, action, data: IrqData::Eventfd(&data) };
-            device.set_irqs(&set)
-        };
-        give(IrqAction::Trigger, self.trigger.as_ref())?;
-        self.unmask.as_ref().map_or(Ok(()), |unmask| give(IrqAction::Unmask, Some(unmask)))
+        give_pin(device, IrqAction::Trigger, self.trigger.as_ref())?;
+        self.unmask.as_ref().map_or(Ok(()), |unmask| give_pin(device, IrqAction::Unmask, Some(unmask)))
     }
+}
+
+/// Gives the pin an eventfd, or takes the one that it has.
+fn give_pin(device: &Device, action: IrqAction, eventfd: Option<&Eventfd>) -> Result<(), CallError> {
+    let data = [borrowed(eventfd)];
+    device.set_irqs(&IrqSet { index: IrqIndex::Intx, start: 0, action, data: IrqData::Eventfd(&data) })
 }
 
 impl Messages {

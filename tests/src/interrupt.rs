@@ -43,7 +43,7 @@ impl Interrupt {
         rustix::io::read(&self.0, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
     }
 
-    /// Fires it, as the device would.
+    /// Fires it, as the device would, or the client where it is one of the client's.
     pub fn signal(&self) {
         rustix::io::write(&self.0, &1_u64.to_ne_bytes()).expect("an eventfd takes it");
     }

@@ -107,6 +107,14 @@ impl LaunchedVm {
         server["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("its process id")
     }
 
+    /// The process ids of all servers.
+    pub fn processes(&self) -> impl Iterator<Item = u32> {
+        let servers = self.set_up["servers"].as_array().expect("servers");
+        servers
+            .iter()
+            .map(|server| server["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("a pid"))
+    }
+
     /// Sends a signal to a server.
     pub fn signal(&self, server: &str, signal: Signal) {
         let pid = Pid::from_raw(self.pid_of(server).cast_signed()).expect("a process id");

@@ -7,6 +7,7 @@
 pub mod driver_ring;
 pub mod edu;
 pub mod foreign_file;
+pub mod guest;
 pub mod guest_memory;
 pub mod host;
 pub mod interrupt;

@@ -131,3 +131,19 @@ pub(crate) fn intx_is_silent_while_masked() {
     function.set_irqs(IrqIndex::Intx, IrqAction::Unmask, 1, IrqData::None);
     assert!(interrupt.fires());
 }
+
+/// QEMU closes the first then, and the kernel would forget it if the server had no copy.
+pub(crate) fn a_client_gives_another_eventfd_for_unmasking() {
+    let (_vmm, mut function, interrupt) = armed(IrqIndex::Intx);
+    for _ in 0..2 {
+        let (unmask, eventfd) = Interrupt::new();
+        function.set_irqs(IrqIndex::Intx, IrqAction::Unmask, 1, IrqData::Eventfds(vec![eventfd]));
+        Edu::new(&mut function).raise_interrupt();
+        assert!(interrupt.fires());
+        assert!(interrupt.is_silent());
+        unmask.signal();
+        assert!(interrupt.fires());
+        Edu::new(&mut function).acknowledge_interrupt();
+        function.set_irqs(IrqIndex::Intx, IrqAction::Unmask, 1, IrqData::None);
+    }
+}

@@ -59,6 +59,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 memory_that_two_clients_have_changes_with_each_of_them,
                 memory_that_a_client_maps_for_reading_is_not_written;
             interrupts: a_client_is_told_how_many_interrupts_there_are, an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent,
+                a_client_gives_another_eventfd_for_unmasking,
                 an_interrupt_goes_on_after_a_reset_that_the_host_has_asked_for;
             peer: cloud_hypervisors_client_finds_the_device, cloud_hypervisors_client_has_the_device_reach_its_memory,
                 cloud_hypervisors_client_is_interrupted, cloud_hypervisors_client_resets_the_device;

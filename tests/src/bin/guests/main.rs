@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Guests of a stock QEMU use the devices that the server serves over vfio-user. Runs in the test VM, as L1, for the topology
+//! that `TESTVM_TOPOLOGY` names. With `GUESTS_WAY=in-process` QEMU has the devices itself, which shows whether something
+//! that fails is the server's fault.
+//!
+//! With `--measure`, in the topology nvme, nothing is tested, and it is told how fast a guest reads.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod comparison;
+mod disk;
+mod measure;
+mod network;
+mod quiet;
+mod registers;
+mod resets;
+mod stage;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Trial};
+use vhost_device_vfio_tests::guest::Way;
+
+use self::stage::Stage;
+
+/// The two functions of every topology with a pair.
+const FIRST: &str = "0000:01:00.0";
+const SECOND: &str = "0000:01:00.1";
+
+/// Names each test by its function. All have the same stage.
+macro_rules! trials {
+    ($stage:expr, $($module:ident: $($test:ident),+;)*) => {{
+        let stage = Arc::new($stage);
+        vec![$($({
+            let stage = Arc::clone(&stage);
+            Trial::test(stringify!($test), move || { $module::$test(&stage); Ok(()) })
+        },)+)*]
+    }};
+}
+
+fn trials_of(topology: &str, way: Way) -> Vec<Trial> {
+    let stage = |functions: &[&'static str]| Stage::new(way, functions, &[]);
+    match topology {
+        "nvme" => trials! { stage(&[FIRST]),
+            disk: a_guest_reads_back_what_it_wrote, each_queue_has_its_interrupt,
+                a_disk_works_after_the_guest_reset_its_controller,
+                a_disk_works_after_the_guest_reset_its_function,
+                a_disk_works_after_the_guest_removed_it_and_found_it_again,
+                a_disk_works_after_its_guest_booted_again, a_disk_works_after_its_guest_was_reset,
+                a_guest_that_was_stopped_goes_on_with_its_transfers,
+                a_disk_is_quiet_after_its_guest_and_works_for_the_next,
+                the_firmware_boots_from_the_disk, a_guest_without_msi_gets_along_with_intx;
+            comparison: a_served_function_looks_as_one_in_process;
+        },
+        "igb-pair" => trials! { stage(&[FIRST, SECOND]),
+            network: two_cards_of_a_guest_reach_each_other,
+                two_cards_of_a_guest_reach_each_other_after_its_reset;
+        },
+        "edu-igb" => trials! { stage(&[FIRST, SECOND]),
+            resets: a_reset_of_a_guest_is_one_hot_reset, one_server_for_all_functions_resets_them_once;
+            comparison: a_served_function_looks_as_one_in_process;
+        },
+        "edu-pair" => trials! { stage(&[FIRST, SECOND]),
+            resets: a_reset_of_a_guest_is_one_hot_reset, one_function_of_two_is_reset_with_the_other;
+            registers: a_device_is_quiet_once_unplugged_and_works_once_plugged_in_again;
+        },
+        "e1000e" => trials! { stage(&[FIRST]),
+            network: a_card_sends_also_after_a_reset_of_its_guest;
+        },
+        "virtio-pair" => trials! { stage(&[FIRST, SECOND]),
+            disk: virtio_functions_work_also_after_a_reset_of_their_guest;
+        },
+        "gen4" => trials! { stage(&[FIRST]),
+            resets: an_unconfirmed_link_is_told_and_the_device_works;
+        },
+        other => vec![Trial::test("topology", {
+            let message = format!("no tests for the topology `{other}`");
+            move || Err(message.into())
+        })],
+    }
+}
+
+fn main() -> ExitCode {
+    if std::env::args().any(|argument| argument == "--measure") {
+        measure::run();
+        return ExitCode::SUCCESS;
+    }
+    let mut arguments = Arguments::from_args();
+    // The devices are there once.
+    arguments.test_threads = Some(1);
+    let topology = std::env::var("TESTVM_TOPOLOGY").unwrap_or_default();
+    let is_in_process = std::env::var("GUESTS_WAY").is_ok_and(|way| way == "in-process");
+    let way = if is_in_process { Way::InProcess } else { Way::Served };
+    libtest_mimic::run(&arguments, trials_of(&topology, way)).exit_code()
+}

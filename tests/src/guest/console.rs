@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the test says to a guest's shell, and what that answers.
+//!
+//! Not on the serial line, which is for the kernel and the firmware and gives each byte by an exit, but on a port of a virtio
+//! card. The test sends a command as a line; the answer is a line with the exit status and the length of the output, and then
+//! the output, errors included.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+
+/// The port's name.
+pub(super) const PORT: &str = "console";
+/// What the guest says when it has booted.
+const READY: &str = "ready";
+
+/// The guest's first process: a shell that does what it is told.
+pub(super) const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mount -t tmpfs tmpfs /tmp
+cd /tmp
+until port=$(grep -lx console /sys/class/virtio-ports/*/name); do sleep 0.1; done
+port=${port%/name}
+exec <>"/dev/${port##*/}" >&0
+echo ready
+while read -r command; do
+    sh -c "$command" >/tmp/.output 2>&1 </dev/null
+    echo "$? $(wc -c </tmp/.output)"
+    cat /tmp/.output
+done
+"#;
+
+/// The guest's shell.
+#[derive(Debug)]
+pub struct Console {
+    connection: BufReader<UnixStream>,
+}
+
+/// What a command came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The exit status.
+    pub status: i32,
+    /// Standard output and standard error.
+    pub output: String,
+}
+
+impl Console {
+    /// The shell at the other end of a connection that QEMU has made.
+    pub(super) fn new(connection: UnixStream) -> Self {
+        Self { connection: BufReader::new(connection) }
+    }
+
+    /// Waits until the guest has booted, for the first time or again.
+    pub fn wait_for_boot(&mut self) {
+        // What the guest said before it was reset may be cut off.
+        while !self.line().unwrap_or_else(|error| panic!("no boot: {error}")).ends_with(READY) {}
+    }
+
+    /// Has a command of one line carried out that has to succeed, and gives its output without the last line's end.
+    pub fn run(&mut self, command: &str) -> String {
+        self.begin(command);
+        self.finish(command)
+    }
+
+    /// The same for a command that may fail.
+    pub fn try_run(&mut self, command: &str) -> Outcome {
+        self.begin(command);
+        self.end().unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// Has a command carried out while the test does something else.
+    pub fn begin(&mut self, command: &str) {
+        assert!(!command.contains('\n'), "{command} is more than a line");
+        let stream = self.connection.get_mut();
+        stream
+            .write_all(format!("{command}\n").as_bytes())
+            .unwrap_or_else(|error| panic!("{command}: {error}"));
+    }
+
+    /// The output of the command that was begun, which has to succeed.
+    pub fn finish(&mut self, command: &str) -> String {
+        let Outcome { status, output } = self.end().unwrap_or_else(|error| panic!("{command}: {error}"));
+        assert_eq!(status, 0, "{command}: {output}");
+        output.trim_end().into()
+    }
+
+    fn end(&mut self) -> Result<Outcome, String> {
+        let line = self.line()?;
+        let (status, length) = line.split_once(' ').ok_or_else(|| format!("`{line}` is no answer"))?;
+        let number = |error| format!("`{line}` is no answer: {error}");
+        let mut output = vec![0; length.parse().map_err(number)?];
+        self.connection.read_exact(&mut output).map_err(|error| error.to_string())?;
+        Ok(Outcome {
+            status: status.parse().map_err(number)?,
+            output: String::from_utf8_lossy(&output).into_owned(),
+        })
+    }
+
+    fn line(&mut self) -> Result<String, String> {
+        let mut line = Vec::new();
+        match self.connection.read_until(b'\n', &mut line) {
+            Ok(0) => Err("QEMU has ended".into()),
+            Ok(_) => Ok(String::from_utf8_lossy(&line).trim_end().into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
