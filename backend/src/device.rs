@@ -137,6 +137,15 @@ impl HeldDevice {
         self.command = command::after_write(self.command, offset, data);
     }
 
+    /// Takes note of what was done to the device for a client that does not do it itself: whether it has MSI-X on, and may
+    /// access memory since. Whoever did it keeps the eventfds.
+    pub fn note_driven(&mut self, is_active: bool) {
+        let (on, off) =
+            (self.command | command::MEMORY | command::BUS_MASTER, self.command & !command::BUS_MASTER);
+        self.command = if is_active { on } else { off };
+        self.interrupts.note_driven(is_active);
+    }
+
     /// How the device is used.
     pub fn usage(&self) -> Usage {
         let is_active = self.command & command::BUS_MASTER != 0 || self.interrupts.has_messages();

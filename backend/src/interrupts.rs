@@ -170,6 +170,11 @@ impl Interrupts {
         }
     }
 
+    /// Takes note that MSI-X was turned on or off by somebody who keeps the eventfds.
+    pub fn note_driven(&mut self, is_on: bool) {
+        self.own = if is_on { Own::Messages(Messages::new(IrqIndex::Msix, 1)) } else { Own::Off };
+    }
+
     /// Gives messages their eventfds, and turns them on if they are off.
     ///
     /// A client tells of many vectors by several changes. Where the kernel cannot add vectors to those that messages were

@@ -21,4 +21,5 @@ pub mod policy;
 pub mod program;
 pub mod reset;
 pub mod server;
+pub mod virtio;
 pub mod worker;

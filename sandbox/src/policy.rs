@@ -16,11 +16,13 @@ pub enum Thread {
     Worker,
     /// Resets.
     Reset,
+    /// Rings doorbells of virtio functions, and passes on interrupts that rings share.
+    Kick,
 }
 
 impl Thread {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::Loop, Self::Worker, Self::Reset];
+    pub const ALL: [Self; 4] = [Self::Loop, Self::Worker, Self::Reset, Self::Kick];
 
     /// As the tables call it.
     pub const fn name(self) -> &'static str {
@@ -28,11 +30,12 @@ impl Thread {
             Self::Loop => "loop",
             Self::Worker => "worker",
             Self::Reset => "reset",
+            Self::Kick => "kick",
         }
     }
 }
 
-use Thread::{Loop, Reset, Worker};
+use Thread::{Kick, Loop, Reset, Worker};
 
 /// A system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +86,7 @@ mod numbers {
         munmap = SYS_munmap;
         newfstatat = SYS_newfstatat;
         openat = SYS_openat;
+        ppoll = SYS_ppoll;
         pread64 = SYS_pread64;
         pwrite64 = SYS_pwrite64;
         read = SYS_read;
@@ -174,7 +178,11 @@ const LOOP: &[Thread] = &[Loop];
 const WORKER: &[Thread] = &[Worker];
 const RESET: &[Thread] = &[Reset];
 const LOOP_AND_WORKER: &[Thread] = &[Loop, Worker];
-const WORKER_AND_RESET: &[Thread] = &[Worker, Reset];
+const KICK: &[Thread] = &[Kick];
+const LOOP_AND_KICK: &[Thread] = &[Loop, Kick];
+/// Every one that asks devices.
+const ASKING: &[Thread] = &[Loop, Worker, Reset];
+const NEVER_THE_LOOP: &[Thread] = &[Worker, Reset, Kick];
 
 const fn is(place: u8, words: &'static str, value: u32) -> Argument {
     Argument { place, words, mask: u32::MAX, value, is_other: false }
@@ -229,13 +237,14 @@ pub const CALLS: &[Entry] = entries! {
     "read", read, &[], LOOP_AND_WORKER, "what other threads and the kernel have to tell; attributes of sysfs", on("edu-pair", "devices_are_described");
     "write", write, &[], EVERY, "the log; telling other threads", on("edu-pair", "devices_are_described");
     "close", close, &[], EVERY, "whatever was handed over, when it is not needed any more", on("edu-pair", "devices_are_described");
-    "pread64", pread64, &[], EVERY, "regions of devices; the header of a function in sysfs", on("edu-pair", "devices_are_described");
+    "pread64", pread64, &[], ASKING, "regions of devices; the header of a function in sysfs", on("edu-pair", "devices_are_described");
     "pwrite64", pwrite64, &[], EVERY, "regions of devices", on_real_kernel("edu-pair", "dma_arrives_in_guest_memory");
     "sendto", sendto, &[is(4, "no address", 0)], EVERY, "a signal, told to the loop by whichever thread got it", on("edu-pair", "sigterm_ends_the_server_at_once");
     "recvmsg", recvmsg, &[], LOOP, "messages", on("edu-pair", "devices_are_described");
     "sendmsg", sendmsg, &[], LOOP, "replies and events", on("edu-pair", "devices_are_described");
-    "epoll_pwait", epoll_pwait, &[], LOOP, "waiting for messages", on("edu-pair", "devices_are_described");
-    "epoll_ctl", epoll_ctl, &[], LOOP, "what to wait for", on("edu-pair", "devices_are_described");
+    "epoll_pwait", epoll_pwait, &[], LOOP_AND_KICK, "waiting for messages, and for kicks", on("edu-pair", "devices_are_described");
+    "ppoll", ppoll, &[], KICK, "whether an eventfd of a client has room", untestable("no topology has a device with fewer interrupt vectors than rings");
+    "epoll_ctl", epoll_ctl, &[], LOOP_AND_WORKER, "what to wait for; kicks, when a device is started", on("edu-pair", "devices_are_described");
     "accept4", accept4, &[], LOOP, "clients of listening sockets", on("edu-pair", "a_listening_face_takes_one_client_after_the_other");
     "futex", futex, &[], EVERY, "waiting for other threads", on("edu-pair", "devices_are_described");
     "mmap", mmap, &[NO_EXECUTION], EVERY, "memory of our own; guest memory on a kernel without IOMMU_IOAS_MAP_FILE", on_6_12("edu-pair", "dma_arrives_in_guest_memory");
@@ -246,7 +255,7 @@ pub const CALLS: &[Entry] = entries! {
     "madvise", madvise, &[], EVERY, "a heap that shrinks; the stack of a thread that ends", on("edu-pair", "a_reset_that_waits_hinders_nobody_and_ends_with_the_server");
     "brk", brk, &[], EVERY, "a heap that grows", on("edu-pair", "more_regions_than_the_table_has_are_refused");
     "clock_gettime", clock_gettime, &[], EVERY, "the time, where the kernel gives it no other way", untestable("there is a way without a call on every machine that tests run on, but not on one with an unstable clock");
-    "fstat", fstat, &[], EVERY, "what kind of file was handed over", on("edu-pair", "devices_are_described");
+    "fstat", fstat, &[], ASKING, "what kind of file was handed over", on("edu-pair", "devices_are_described");
     "fcntl F_GETFD", fcntl, &[is(1, "F_GETFD", bits(libc::F_GETFD))], EVERY, "the standard library looks whether what it closes is open, in debug builds", on("edu-pair", "devices_are_described");
     "fcntl F_GETFL", fcntl, &[is(1, "F_GETFL", bits(libc::F_GETFL))], LOOP, "whether memory is open for writing", on("edu-pair", "dma_arrives_in_guest_memory");
     "fcntl F_GET_SEALS", fcntl, &[is(1, "F_GET_SEALS", bits(libc::F_GET_SEALS))], LOOP, "whether memory may shrink", on("edu-pair", "dma_arrives_in_guest_memory");
@@ -262,7 +271,7 @@ pub const CALLS: &[Entry] = entries! {
     "rt_sigreturn", rt_sigreturn, &[], EVERY, "the end of a signal", on("edu-pair", "sigterm_ends_the_server_at_once");
     "rt_sigprocmask", rt_sigprocmask, &[], EVERY, "a thread that ends", on("edu-pair", "a_reset_that_waits_hinders_nobody_and_ends_with_the_server");
     "sigaltstack", sigaltstack, &[], EVERY, "a thread that ends", on("edu-pair", "a_reset_that_waits_hinders_nobody_and_ends_with_the_server");
-    "exit", exit, &[], WORKER_AND_RESET, "a thread that ends", on("edu-pair", "a_reset_that_waits_hinders_nobody_and_ends_with_the_server");
+    "exit", exit, &[], NEVER_THE_LOOP, "a thread that ends", on("edu-pair", "a_reset_that_waits_hinders_nobody_and_ends_with_the_server");
     "exit_group", exit_group, &[], LOOP, "the end", on("edu-pair", "sigterm_ends_the_server_at_once");
 };
 
@@ -277,11 +286,12 @@ pub const SYSFS_CALLS: &[Entry] = entries! {
 /// What a client of the model kernel needs besides: it asks on sockets.
 #[cfg(feature = "model")]
 pub const MODEL_CALLS: &[Entry] = entries! {
+    "model fstat", fstat, &[], KICK, "whether an open file is the model kernel's", untestable("no release has it");
     "model socketpair", socketpair, &[], EVERY, "the reply of the model kernel", untestable("no release has it");
-    "model sendmsg", sendmsg, &[], WORKER_AND_RESET, "requests to the model kernel", untestable("no release has it");
-    "model recvmsg", recvmsg, &[], WORKER_AND_RESET, "replies of the model kernel", untestable("no release has it");
+    "model sendmsg", sendmsg, &[], NEVER_THE_LOOP, "requests to the model kernel", untestable("no release has it");
+    "model recvmsg", recvmsg, &[], NEVER_THE_LOOP, "replies of the model kernel", untestable("no release has it");
     "model setsockopt", setsockopt, &[], EVERY, "how long the model kernel is waited for", untestable("no release has it");
-    "model getsockopt", getsockopt, &SO_TYPE, WORKER_AND_RESET, "whether an open file is the model kernel's", untestable("no release has it");
+    "model getsockopt", getsockopt, &SO_TYPE, NEVER_THE_LOOP, "whether an open file is the model kernel's", untestable("no release has it");
 };
 
 /// A request of devices or of the iommufd.
@@ -315,11 +325,11 @@ const fn for_new_devices(
 /// All requests. Those of legacy groups and containers are not among them, nor is `VFIO_IOAS`: without it 0x3b71 can mean
 /// nothing but a hot reset.
 pub const REQUESTS: &[Request] = &[
-    request(ioctl::DEVICE_SET_IRQS, EVERY, "interrupts", on("edu-pair", "an_msi_signals_its_eventfd")),
+    request(ioctl::DEVICE_SET_IRQS, ASKING, "interrupts", on("edu-pair", "an_msi_signals_its_eventfd")),
     request(
         ioctl::DEVICE_GET_IRQ_INFO,
-        LOOP,
-        "what a client asks about interrupts",
+        LOOP_AND_WORKER,
+        "what a client asks about interrupts; the vectors of a virtio function",
         on("edu-pair", "a_client_is_told_how_many_interrupts_there_are"),
     ),
     request(

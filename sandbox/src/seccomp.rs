@@ -85,11 +85,12 @@ fn compile(thread: Thread, scope: Scope) -> Result<BpfProgram, FilterError> {
             rules.push(SeccompRule::new(conditions.map_err(failed)?).map_err(failed)?);
         }
     }
-    let ioctls = rules.entry(libc::SYS_ioctl).or_default();
     for request in requests(scope).filter(|request| is_allowed(request.ioctl.name, request.threads)) {
         // The kernel looks at the low 32 bits only.
         let condition = equal(1, request.ioctl.number).map_err(failed)?;
-        ioctls.push(SeccompRule::new(vec![condition]).map_err(failed)?);
+        // For a thread without any there must be no entry: one without rules allows every request.
+        let rule = SeccompRule::new(vec![condition]).map_err(failed)?;
+        rules.entry(libc::SYS_ioctl).or_default().push(rule);
     }
     let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(failed)?;
     let violation = match scope.violation {

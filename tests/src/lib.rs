@@ -4,6 +4,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::missing_panics_doc, clippy::indexing_slicing)]
 
+pub mod driver_ring;
 pub mod edu;
 pub mod foreign_file;
 pub mod guest;

@@ -12,12 +12,13 @@ use vhost_device_vfio::reset::report;
 
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 /// Where failures are built: each id is the first argument of the function that does it.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     include_str!("../../backend/src/failure/channel.rs"),
     include_str!("../../backend/src/failure/handover.rs"),
     include_str!("../../backend/src/failure/memory.rs"),
     include_str!("../../backend/src/failure/message.rs"),
     include_str!("../../backend/src/failure/reset.rs"),
+    include_str!("../../backend/src/failure/virtio.rs"),
     include_str!("../../backend/src/bin/vfio-devctl/tool_error.rs"),
     include_str!("../../protocol/src/request_error.rs"),
 ];

@@ -35,4 +35,5 @@ lanes! {
     edu_noremap: "edu-noremap", "7.3";
     hotplug_slot: "hotplug-slot", "7.3";
     switch: "switch", "7.3";
+    virtio_pair: "virtio-pair", "7.3";
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The config space of a bound device, as far as stopping, restoring and mapping it needs.
+//! The config space of a bound device, as far as starting, stopping, restoring and mapping it needs.
 
 use std::ops::Range;
 
@@ -13,6 +13,8 @@ use crate::region::RegionIndex;
 
 /// Registers of the type 0 header (PCI Local Bus 3.0, 6.1).
 mod register {
+    pub(super) const VENDOR: u16 = 0x00;
+    pub(super) const DEVICE: u16 = 0x02;
     pub(super) const COMMAND: u16 = 0x04;
     pub(super) const STATUS: u16 = 0x06;
     pub(super) const BAR0: u16 = 0x10;
@@ -89,6 +91,23 @@ impl<'a> ConfigSpace<'a> {
     /// The command register.
     pub fn command(self) -> Result<u16, CallError> {
         self.read_word(register::COMMAND)
+    }
+
+    /// Vendor and device.
+    pub fn identity(self) -> Result<(u16, u16), CallError> {
+        Ok((self.read_word(register::VENDOR)?, self.read_word(register::DEVICE)?))
+    }
+
+    /// Turns bits of the command register on.
+    pub fn enable_command(self, bits: u16) -> Result<(), CallError> {
+        let value = self.command()?;
+        if value & bits == bits { Ok(()) } else { self.write_word(register::COMMAND, value | bits) }
+    }
+
+    /// Stops the device from accessing memory and from sending messages. Its registers stay within reach.
+    pub fn disable_bus_mastering(self) -> Result<(), CallError> {
+        let value = self.command()?;
+        self.write_word(register::COMMAND, value & !command::BUS_MASTER)
     }
 
     /// Stops the device from decoding and from accessing memory, and lets go of its interrupt line's disable bit.
@@ -180,10 +199,11 @@ impl<'a> ConfigSpace<'a> {
         })
     }
 
-    /// Offset of the first capability with this id. A list that leads nowhere ends the search.
-    fn find_capability(self, id: u8) -> Result<Option<u16>, CallError> {
+    /// Offsets of the capabilities with this id, in the order of the list. One that leads nowhere or in a circle ends.
+    pub fn capabilities(self, id: u8) -> Result<Vec<u16>, CallError> {
+        let mut offsets = Vec::new();
         if self.read_word(register::STATUS)? & STATUS_CAPABILITY_LIST == 0 {
-            return Ok(None);
+            return Ok(offsets);
         }
         let [mut next, _] = self.read_word(register::CAPABILITIES)?.to_le_bytes();
         for _ in 0..MAX_CAPABILITIES {
@@ -192,12 +212,17 @@ impl<'a> ConfigSpace<'a> {
                 break;
             }
             let [found, following] = self.read_word(next.into())?.to_le_bytes();
-            if found == id {
-                return Ok(Some(next.into()));
+            let offset = next.into();
+            if found == id && !offsets.contains(&offset) {
+                offsets.push(offset);
             }
             next = following;
         }
-        Ok(None)
+        Ok(offsets)
+    }
+
+    fn find_capability(self, id: u8) -> Result<Option<u16>, CallError> {
+        Ok(self.capabilities(id)?.first().copied())
     }
 
     fn read_word(self, register: u16) -> Result<u16, CallError> {

@@ -10,6 +10,7 @@ mod handover;
 mod memory;
 mod message;
 mod reset;
+mod virtio;
 
 pub use self::memory::MemoryShortage;
 use protocol::ControlReply;

@@ -119,6 +119,18 @@ impl MemoryView {
         self.mappings.values()
     }
 
+    /// Reads from the file behind an address: a few bytes, for which nothing needs to be mapped. `None` where there is no
+    /// memory.
+    pub fn read<const N: usize>(&self, address: GuestAddress) -> Option<[u8; N]> {
+        let (_, mapping) = self.mappings.range(..=address).next_back()?;
+        let region = mapping.region()?;
+        let start = address.0 - region.address().0;
+        let end = start.checked_add(u64::try_from(N).ok()?)?;
+        let mut data = [0; N];
+        let position = region.offset().checked_add(start).filter(|_| end <= region.size())?;
+        (rustix::io::pread(region.file(), &mut data, position) == Ok(N)).then_some(data)
+    }
+
     /// Whether nothing is said.
     pub fn is_empty(&self) -> bool {
         self.mappings.is_empty()
@@ -132,6 +144,16 @@ mod tests {
 
     use super::super::region::tests::{PAGE, region};
     use super::*;
+
+    #[test]
+    fn what_is_read_is_within_a_region() {
+        let view = MemoryView::from_regions([region(4 * PAGE, 2)]).unwrap();
+        assert_eq!(view.read(GuestAddress(5 * PAGE)), Some([0; 2]));
+        assert_eq!(view.read(GuestAddress(6 * PAGE - 2)), Some([0; 2]));
+        for beyond in [0, 4 * PAGE - 1, 6 * PAGE - 1, 6 * PAGE, u64::MAX] {
+            assert_eq!(view.read::<2>(GuestAddress(beyond)), None);
+        }
+    }
 
     #[test]
     fn overlapping_regions_are_refused() {

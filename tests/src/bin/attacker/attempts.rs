@@ -186,8 +186,8 @@ fn inherited() -> Vec<Attempt> {
         attempt("inherited", "write to what nobody named", SecondLine::None, |_| {
             raw(libc::SYS_write, &[UNNAMED, text(c"x"), 1]).map(drop)
         }),
-        attempt("inherited", "read from what nobody named", SecondLine::None, |_| {
-            raw(libc::SYS_pread64, &[UNNAMED, address(&[0_u8; 1]), 1]).map(drop)
+        attempt("inherited", "write somewhere in what nobody named", SecondLine::None, |_| {
+            raw(libc::SYS_pwrite64, &[UNNAMED, text(c"x"), 1]).map(drop)
         }),
     ]
 }
@@ -203,9 +203,8 @@ fn allowed() -> Vec<Attempt> {
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             raw(libc::SYS_mmap, &[0, 4096, protection.into(), flags.into(), NONE]).map(drop)
         }),
-        attempt("allowed", "what kind of file", SecondLine::None, |_| {
-            let mut stat = [0_u64; 32];
-            raw(libc::SYS_fstat, &[2, std::ptr::from_mut(&mut stat) as libc::c_long]).map(drop)
+        attempt("allowed", "whether a descriptor is open", SecondLine::None, |_| {
+            raw(libc::SYS_fcntl, &[2, number(libc::F_GETFD)]).map(drop)
         }),
     ]
 }

@@ -45,7 +45,7 @@ pub(crate) fn try_in_child(
         unsafe { libc::alarm(PATIENCE) };
         let result = match thread {
             Thread::Loop => confined(thread, filters, attempt),
-            Thread::Worker | Thread::Reset => std::thread::scope(|scope| {
+            Thread::Worker | Thread::Reset | Thread::Kick => std::thread::scope(|scope| {
                 let work = scope.spawn(|| confined(thread, filters, attempt));
                 work.join().expect("the thread ends by itself")
             }),

@@ -19,6 +19,7 @@ mod sharing;
 mod teardown;
 mod tool;
 mod views;
+mod virtio;
 
 use std::process::ExitCode;
 
@@ -84,7 +85,9 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             sharing: functions_of_one_group_in_two_servers_reach_the_same_memory,
                 guest_memory_is_pinned_once_for_two_servers, memory_goes_with_the_server_that_filled_it,
                 the_second_server_outlives_the_first;
+            virtio: a_function_that_is_no_virtio_device_is_told;
         },
+        "virtio-pair" => trials_of_virtio(),
         "edu-igb" => trials! {
             reset: a_hot_reset_brings_registers_to_their_defaults, a_sibling_of_another_group_blocks_until_it_is_passed,
                 a_function_without_driver_blocks, function_reset_is_preferred,
@@ -138,6 +141,17 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             let message = format!("no tests for the topology `{other}`");
             move || Err(message.into())
         })],
+    }
+}
+
+fn trials_of_virtio() -> Vec<Trial> {
+    trials! {
+        virtio: a_kick_makes_the_hardware_read_a_sector, what_was_offered_before_the_start_is_served_without_a_kick,
+            a_paused_device_goes_on_with_its_rings,
+            a_device_finishes_what_it_was_given_before_it_is_silent, a_silent_device_does_nothing_for_a_kick,
+            a_call_is_replaced_while_the_device_runs, a_device_that_was_reset_does_not_go_on_and_begins_anew,
+            a_ring_in_no_memory_needs_a_reset_and_gets_it, a_configuration_is_read_and_written,
+            a_network_device_has_an_address;
     }
 }
 

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A virtio function whose rings the hardware runs for a vhost-user frontend. Its descriptors and buffers are never looked at
+//! here: guest memory is where the guest sees it, kicks become doorbells, and interrupts go straight to the frontend.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`capability`], [`transport`] | where the function's registers are, and what they do |
+//! | [`features`], [`rings`] | what is negotiated, and what a frontend says of its rings |
+//! | [`course`] | what follows from what the frontend says: a pure state machine |
+//! | [`drive`] | doing that to the device |
+//! | [`interrupts`], [`kick`], [`eventfd`] | from the device to the frontend, and from there to the device |
+
+pub mod capability;
+pub mod course;
+pub mod drive;
+pub mod eventfd;
+pub mod features;
+pub mod interrupts;
+pub mod kick;
+pub mod rings;
+pub mod transport;
+
+pub use self::course::{Action, Course, Wire};
+pub use self::drive::Drive;
+pub use self::eventfd::Eventfd;
+pub use self::kick::Relay;
+pub use self::rings::{Base, RingAreas, RingIndex};
+pub use self::transport::DeviceStatus;

@@ -1,0 +1,490 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A virtio function's registers (Virtio 1.3, 4.1.4), each accessed with the width that it has.
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vfio::config_space::command;
+use vfio::{CallError, ConfigSpace, Device, Iova, PciAddress};
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+};
+
+use super::capability::{Structure, Structures};
+use super::features;
+use super::rings::{MAX_RINGS, Placement, RingAreas, RingIndex};
+use crate::failure::Failure;
+
+/// Fields of the common configuration.
+mod common {
+    pub(super) const DEVICE_FEATURE_SELECT: u64 = 0x00;
+    pub(super) const DEVICE_FEATURE: u64 = 0x04;
+    pub(super) const DRIVER_FEATURE_SELECT: u64 = 0x08;
+    pub(super) const DRIVER_FEATURE: u64 = 0x0c;
+    pub(super) const CONFIG_VECTOR: u64 = 0x10;
+    pub(super) const QUEUES: u64 = 0x12;
+    pub(super) const STATUS: u64 = 0x14;
+    pub(super) const CONFIG_GENERATION: u64 = 0x15;
+    pub(super) const QUEUE_SELECT: u64 = 0x16;
+    pub(super) const QUEUE_SIZE: u64 = 0x18;
+    pub(super) const QUEUE_VECTOR: u64 = 0x1a;
+    pub(super) const QUEUE_ENABLE: u64 = 0x1c;
+    pub(super) const QUEUE_NOTIFY_OFFSET: u64 = 0x1e;
+    pub(super) const QUEUE_DESCRIPTORS: u64 = 0x20;
+    pub(super) const QUEUE_DRIVER: u64 = 0x28;
+    pub(super) const QUEUE_DEVICE: u64 = 0x30;
+    /// With [`features::RING_RESET`](super::features::RING_RESET) only, as is what it needs of the structure's length.
+    pub(super) const QUEUE_RESET: u64 = 0x3a;
+}
+
+/// No vector, and what a device answers that has none left.
+const NO_VECTOR: u16 = 0xffff;
+/// A device in hardware may take its time to reset.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(1);
+/// How often a configuration is read that changes while it is being read.
+const CONFIG_ATTEMPTS: u32 = 16;
+
+/// Bits of the device's status (Virtio 1.3, 2.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceStatus(pub u8);
+
+impl DeviceStatus {
+    /// The device was noticed.
+    pub const ACKNOWLEDGE: Self = Self(bit(VIRTIO_CONFIG_S_ACKNOWLEDGE));
+    /// Somebody knows how to drive it.
+    pub const DRIVER: Self = Self(bit(VIRTIO_CONFIG_S_DRIVER));
+    /// It may begin.
+    pub const DRIVER_OK: Self = Self(bit(VIRTIO_CONFIG_S_DRIVER_OK));
+    /// Features are agreed on.
+    pub const FEATURES_OK: Self = Self(bit(VIRTIO_CONFIG_S_FEATURES_OK));
+    /// It cannot go on.
+    pub const NEEDS_RESET: Self = Self(bit(VIRTIO_CONFIG_S_NEEDS_RESET));
+
+    /// Whether all bits of `other` are there.
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// With the bits of `other`.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Without the bits of `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}
+
+/// The headers have them as words.
+const fn bit(constant: u32) -> u8 {
+    let [bits, ..] = constant.to_le_bytes();
+    bits
+}
+
+/// Where a ring's doorbell is. What is written to it is the ring's number, 16 bits.
+#[derive(Clone, Debug)]
+pub struct Doorbell {
+    device: Arc<Device>,
+    notify: Structure,
+    /// In the structure.
+    offset: u64,
+    ring: RingIndex,
+}
+
+impl Doorbell {
+    /// Rings it.
+    pub fn ring(&self) -> Result<(), CallError> {
+        write(&self.device, &self.notify, self.offset, &self.ring.0.to_le_bytes())
+    }
+
+    /// Whose it is.
+    pub fn device(&self) -> PciAddress {
+        self.device.address()
+    }
+}
+
+/// A virtio function whose structures are known.
+pub struct VirtioFunction {
+    device: Arc<Device>,
+    structures: Structures,
+    features: u64,
+    largest_sizes: Vec<u16>,
+}
+
+impl fmt::Debug for VirtioFunction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VirtioFunction").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+impl VirtioFunction {
+    /// Finds the structures of a function, resets it and learns what it offers. It can be accessed from then on, and does
+    /// nothing. May take [some time](Self::reset).
+    pub fn open(device: Arc<Device>) -> Result<Self, Failure> {
+        let structures = Structures::of(&device)?;
+        let mut function = Self { device, structures, features: 0, largest_sizes: Vec::new() };
+        function.reset()?;
+        function.features = function.read_features()?;
+        if function.features & features::VERSION_1 == 0 {
+            return Err(Failure::not_modern_virtio(function.address(), "it does not offer VERSION_1"));
+        }
+        let count = function.half(common::QUEUES)?.min(MAX_RINGS);
+        let sizes = (0..count).map(|ring| function.select(RingIndex(ring))?.half(common::QUEUE_SIZE));
+        function.largest_sizes = sizes.collect::<Result<_, _>>()?;
+        Ok(function)
+    }
+
+    /// The device.
+    pub const fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> PciAddress {
+        self.device.address()
+    }
+
+    /// What the device offers.
+    pub const fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// The most entries that each ring can have; 0 for one that there is not.
+    pub fn largest_sizes(&self) -> &[u16] {
+        &self.largest_sizes
+    }
+
+    /// How many bytes the configuration of its own has.
+    pub fn config_length(&self) -> u32 {
+        self.structures.device.map_or(0, |structure| structure.length)
+    }
+
+    /// Makes the device forget everything, and waits for up to 2 s until it has. Without bus mastering it does nothing more.
+    pub fn reset(&self) -> Result<(), Failure> {
+        let config_space = ConfigSpace::new(&self.device);
+        config_space.enable_command(command::MEMORY).map_err(Failure::device_call)?;
+        self.set_status(DeviceStatus::default())?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status()?;
+            if status == DeviceStatus::default() {
+                return config_space.disable_bus_mastering().map_err(Failure::device_call);
+            }
+            if Instant::now() >= deadline {
+                return Err(Failure::virtio_handshake(self.address(), "reset", status.0));
+            }
+            thread::park_timeout(PAUSE);
+        }
+    }
+
+    /// Agrees on features with a device that was reset: what the guest wants, and what the way to its memory demands.
+    pub fn negotiate(&self, guest: u64) -> Result<(), Failure> {
+        let features = features::for_device(self.features, guest);
+        let known = DeviceStatus::ACKNOWLEDGE.with(DeviceStatus::DRIVER);
+        self.set_status(DeviceStatus::ACKNOWLEDGE)?;
+        self.set_status(known)?;
+        let [low, high] = [features & u64::from(u32::MAX), features >> 32];
+        for (half, bits) in [(0_u32, low), (1, high)] {
+            self.write(common::DRIVER_FEATURE_SELECT, &half.to_le_bytes())?;
+            let [b0, b1, b2, b3, ..] = bits.to_le_bytes();
+            self.write(common::DRIVER_FEATURE, &[b0, b1, b2, b3])?;
+        }
+        self.set_status(known.with(DeviceStatus::FEATURES_OK))?;
+        let status = self.status()?;
+        if status.has(DeviceStatus::FEATURES_OK) {
+            Ok(())
+        } else {
+            let step = format!("agree to features {features:#x}");
+            Err(Failure::virtio_handshake(self.address(), &step, status.0))
+        }
+    }
+
+    /// Gives the device a ring, which tells of progress by `vector`.
+    pub fn set_up(&self, ring: RingIndex, placement: &Placement, vector: u16) -> Result<(), Failure> {
+        let not_taken = |what| Failure::ring_not_taken(self.address(), ring, what);
+        self.select(ring)?;
+        self.write(common::QUEUE_SIZE, &placement.size.to_le_bytes())?;
+        self.assign(common::QUEUE_VECTOR, vector)?;
+        let RingAreas { descriptors, driver, device } = placement.areas;
+        self.write_address(common::QUEUE_DESCRIPTORS, descriptors)?;
+        self.write_address(common::QUEUE_DRIVER, driver)?;
+        self.write_address(common::QUEUE_DEVICE, device)?;
+        self.write(common::QUEUE_ENABLE, &1_u16.to_le_bytes())?;
+        match self.holds(ring, placement)? {
+            None => Ok(()),
+            Some(what) => Err(not_taken(what)),
+        }
+    }
+
+    /// What of a ring is not as it was given to the device, if anything is not.
+    pub fn holds(&self, ring: RingIndex, placement: &Placement) -> Result<Option<&'static str>, Failure> {
+        self.select(ring)?;
+        if self.half(common::QUEUE_SIZE)? != placement.size {
+            return Ok(Some("size"));
+        }
+        let RingAreas { descriptors, driver, device } = placement.areas;
+        for (register, address) in [
+            (common::QUEUE_DESCRIPTORS, descriptors),
+            (common::QUEUE_DRIVER, driver),
+            (common::QUEUE_DEVICE, device),
+        ] {
+            if self.read_address(register)? != address {
+                return Ok(Some("address"));
+            }
+        }
+        Ok((self.half(common::QUEUE_ENABLE)? != 1).then_some("enabled state"))
+    }
+
+    /// Resets one ring, of a device that has agreed to [`features::RING_RESET`].
+    pub fn reset_ring(&self, ring: RingIndex) -> Result<(), Failure> {
+        self.select(ring)?.write(common::QUEUE_RESET, &1_u16.to_le_bytes())?;
+        let deadline = Instant::now() + PATIENCE;
+        while self.half(common::QUEUE_RESET)? != 0 || self.half(common::QUEUE_ENABLE)? != 0 {
+            if Instant::now() >= deadline {
+                return Err(Failure::ring_not_taken(self.address(), ring, "reset"));
+            }
+            thread::park_timeout(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Has changes of the configuration told by `vector`; by none without.
+    pub fn set_config_vector(&self, vector: Option<u16>) -> Result<(), Failure> {
+        match vector {
+            Some(vector) => self.assign(common::CONFIG_VECTOR, vector),
+            None => self.write(common::CONFIG_VECTOR, &NO_VECTOR.to_le_bytes()),
+        }
+    }
+
+    /// Lets the device access memory and send messages.
+    pub fn enable_bus_mastering(&self) -> Result<(), Failure> {
+        let bits = command::MEMORY | command::BUS_MASTER;
+        ConfigSpace::new(&self.device).enable_command(bits).map_err(Failure::device_call)
+    }
+
+    /// The opposite: it keeps its rings, and reaches nothing.
+    pub fn disable_bus_mastering(&self) -> Result<(), Failure> {
+        ConfigSpace::new(&self.device).disable_bus_mastering().map_err(Failure::device_call)
+    }
+
+    /// Lets the device begin, or go on. (QEMU's devices take the status away with bus mastering.)
+    pub fn start(&self) -> Result<(), Failure> {
+        let status = self.status()?;
+        self.check(status)?;
+        if !status.has(DeviceStatus::DRIVER_OK) {
+            self.set_status(status.with(DeviceStatus::DRIVER_OK))?;
+        }
+        let status = self.status()?;
+        self.check(status)?;
+        if status.has(DeviceStatus::DRIVER_OK) {
+            Ok(())
+        } else {
+            Err(Failure::virtio_handshake(self.address(), "begin", status.0))
+        }
+    }
+
+    /// Whether the device is one that was started and can go on.
+    fn check(&self, status: DeviceStatus) -> Result<(), Failure> {
+        if status.has(DeviceStatus::NEEDS_RESET) {
+            Err(Failure::virtio_needs_reset(self.address()))
+        } else if status.has(DeviceStatus::FEATURES_OK) {
+            Ok(())
+        } else {
+            Err(Failure::virtio_was_reset(self.address()))
+        }
+    }
+
+    /// Where a ring's doorbell is.
+    pub fn doorbell(&self, ring: RingIndex) -> Result<Doorbell, Failure> {
+        let offset = self.select(ring)?.half(common::QUEUE_NOTIFY_OFFSET)?;
+        let offset = u64::from(offset) * u64::from(self.structures.notify_multiplier);
+        let notify = self.structures.notify;
+        if notify.place(offset, 2).is_none() {
+            return Err(Failure::ring_not_taken(self.address(), ring, "doorbell"));
+        }
+        Ok(Doorbell { device: Arc::clone(&self.device), notify, offset, ring })
+    }
+
+    /// The device's status.
+    pub fn status(&self) -> Result<DeviceStatus, Failure> {
+        let mut status = [0];
+        self.read(common::STATUS, &mut status)?;
+        let [status] = status;
+        Ok(DeviceStatus(status))
+    }
+
+    fn set_status(&self, status: DeviceStatus) -> Result<(), Failure> {
+        self.write(common::STATUS, &[status.0])
+    }
+
+    /// Takes what the interrupt line was asserted for: bit 0 a ring, bit 1 the configuration.
+    pub fn take_isr(&self) -> Result<u8, Failure> {
+        let mut isr = [0];
+        read(&self.device, &self.structures.isr, 0, &mut isr).map_err(Failure::device_call)?;
+        let [isr] = isr;
+        Ok(isr)
+    }
+
+    /// Reads of the device's configuration, all at one moment.
+    ///
+    /// Fields are naturally aligned, and of up to 4 bytes or accessed in such parts: no access cuts one.
+    pub fn read_config(&self, offset: u64, data: &mut [u8]) -> Result<(), Failure> {
+        let structure = self.config(offset, data.len())?;
+        for _ in 0..CONFIG_ATTEMPTS {
+            let before = self.config_generation()?;
+            for (at, part) in accesses(offset, data.len()) {
+                if let Some(data) = data.get_mut(part) {
+                    read(&self.device, &structure, at, data).map_err(Failure::device_call)?;
+                }
+            }
+            if self.config_generation()? == before {
+                return Ok(());
+            }
+        }
+        Err(Failure::config_unstable(self.address()))
+    }
+
+    /// Writes to the device's configuration.
+    pub fn write_config(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
+        let structure = self.config(offset, data.len())?;
+        for (at, part) in accesses(offset, data.len()) {
+            if let Some(data) = data.get(part) {
+                write(&self.device, &structure, at, data).map_err(Failure::device_call)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The device's configuration, for an access within its bounds.
+    fn config(&self, offset: u64, size: usize) -> Result<Structure, Failure> {
+        let count = u64::try_from(size).unwrap_or(u64::MAX);
+        let structure = self.structures.device.filter(|structure| structure.place(offset, count).is_some());
+        structure.ok_or_else(|| Failure::config_beyond_end(offset, size, self.config_length()))
+    }
+
+    fn config_generation(&self) -> Result<u8, Failure> {
+        let mut generation = [0];
+        self.read(common::CONFIG_GENERATION, &mut generation)?;
+        let [generation] = generation;
+        Ok(generation)
+    }
+
+    fn read_features(&self) -> Result<u64, Failure> {
+        let mut features = 0;
+        for half in [1_u32, 0] {
+            self.write(common::DEVICE_FEATURE_SELECT, &half.to_le_bytes())?;
+            let mut bits = [0; 4];
+            self.read(common::DEVICE_FEATURE, &mut bits)?;
+            features = features << 32 | u64::from(u32::from_le_bytes(bits));
+        }
+        Ok(features)
+    }
+
+    fn select(&self, ring: RingIndex) -> Result<&Self, Failure> {
+        self.write(common::QUEUE_SELECT, &ring.0.to_le_bytes())?;
+        Ok(self)
+    }
+
+    /// Assigns a vector, of which the device may have run out.
+    fn assign(&self, register: u64, vector: u16) -> Result<(), Failure> {
+        self.write(register, &vector.to_le_bytes())?;
+        if self.half(register)? == vector {
+            Ok(())
+        } else {
+            Err(Failure::no_interrupt_vector(self.address()))
+        }
+    }
+
+    /// 64 bits in two halves, as is always allowed.
+    fn write_address(&self, register: u64, address: Iova) -> Result<(), Failure> {
+        let [b0, b1, b2, b3, b4, b5, b6, b7] = address.0.to_le_bytes();
+        self.write(register, &[b0, b1, b2, b3])?;
+        self.write(register + 4, &[b4, b5, b6, b7])
+    }
+
+    fn read_address(&self, register: u64) -> Result<Iova, Failure> {
+        let (mut low, mut high) = ([0; 4], [0; 4]);
+        self.read(register, &mut low)?;
+        self.read(register + 4, &mut high)?;
+        Ok(Iova(u64::from(u32::from_le_bytes(low)) | u64::from(u32::from_le_bytes(high)) << 32))
+    }
+
+    fn half(&self, register: u64) -> Result<u16, Failure> {
+        let mut data = [0; 2];
+        self.read(register, &mut data)?;
+        Ok(u16::from_le_bytes(data))
+    }
+
+    fn read(&self, register: u64, data: &mut [u8]) -> Result<(), Failure> {
+        read(&self.device, &self.structures.common, register, data).map_err(Failure::device_call)
+    }
+
+    fn write(&self, register: u64, data: &[u8]) -> Result<(), Failure> {
+        write(&self.device, &self.structures.common, register, data).map_err(Failure::device_call)
+    }
+}
+
+/// An offset beyond the structure is one that its region does not have.
+fn position(structure: &Structure, offset: u64, length: usize) -> u64 {
+    u64::try_from(length).ok().and_then(|count| structure.place(offset, count)).unwrap_or(u64::MAX)
+}
+
+fn read(device: &Device, structure: &Structure, offset: u64, data: &mut [u8]) -> Result<(), CallError> {
+    device.read_region(structure.region, position(structure, offset, data.len()), data)
+}
+
+fn write(device: &Device, structure: &Structure, offset: u64, data: &[u8]) -> Result<(), CallError> {
+    device.write_region(structure.region, position(structure, offset, data.len()), data)
+}
+
+/// Cuts an access into naturally aligned ones of 4, 2 or 1 bytes: where each is, and what of the data it moves.
+fn accesses(offset: u64, length: usize) -> Vec<(u64, std::ops::Range<usize>)> {
+    let mut accesses = Vec::new();
+    let mut done = 0;
+    while done < length {
+        let at = offset.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
+        let width = [4_usize, 2].into_iter().find(|width| {
+            length - done >= *width && u64::try_from(*width).is_ok_and(|width| at.is_multiple_of(width))
+        });
+        let end = done + width.unwrap_or(1);
+        accesses.push((at, done..end));
+        done = end;
+    }
+    accesses
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_configuration_is_read_in_parts_that_cut_no_field() {
+        assert_eq!(accesses(0, 7), [(0, 0..4), (4, 4..6), (6, 6..7)]);
+        assert_eq!(accesses(3, 4), [(3, 0..1), (4, 1..3), (6, 3..4)]);
+        assert_eq!(accesses(8, 0), []);
+    }
+
+    proptest! {
+        #[test]
+        fn every_access_is_aligned_and_together_they_are_everything(offset in 0_u64..5000, length in 0_usize..300) {
+            let mut next = 0;
+            for (at, part) in accesses(offset, length) {
+                prop_assert_eq!(part.start, next);
+                prop_assert_eq!(at, offset + part.start as u64);
+                prop_assert!(matches!(part.len(), 1 | 2 | 4) && at.is_multiple_of(part.len() as u64));
+                next = part.end;
+            }
+            prop_assert_eq!(next, length);
+        }
+    }
+}
