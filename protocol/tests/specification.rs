@@ -17,8 +17,14 @@ use protocol::extension::{
     ResetStage, RowFlags, RowReason, ServeRequest, SetIommufdReply, SetIommufdRequest, SubscribeRequest,
     VersionReply, VersionRequest,
 };
-use protocol::vhost_user::{MemoryRegion, MemoryTableHeader, SingleMemoryRegion};
-use protocol::{ReceiveError, RequestError, RequestNumber, VhostUserHeader};
+use protocol::features::ProtocolFeatures;
+use protocol::vhost_user::{
+    ConfigAccess, DeviceRequest, MemoryRegion, MemoryTableHeader, SingleMemoryRegion, VringAddress,
+    VringArea, VringState,
+};
+use protocol::{
+    ControlRequest, Descriptors, Frame, ReceiveError, RequestError, RequestNumber, VhostUserHeader,
+};
 
 const SPECIFICATION: &str = include_str!("../../docs/protocol.md");
 
@@ -85,6 +91,10 @@ fn structures_of_the_code() -> BTreeMap<String, (usize, Vec<Field>)> {
         GroupEvent { generation, cookie, available, reason }
         CoordinationRequestHeader { request, target, policy, tries_ms, count }
         ResetAnswer { coordination, answer, errno, outcome, attempts, device, count }
+        VringState { index, num }
+        VringAddress { index, flags, descriptor, used, available, log }
+        ConfigAccess { offset, size, flags }
+        VringArea { vring, size, offset }
     }
 }
 
@@ -202,9 +212,49 @@ fn every_request_has_its_section() {
             (number.unwrap(), name)
         })
         .collect();
-    let code: Vec<_> =
-        (1..=0x52ff).filter_map(|number| Some((number, RequestNumber(number).name()?))).collect();
+    let code: Vec<_> = (1..=0x52ff)
+        .map(RequestNumber)
+        .filter(|request| request.is_from_server() || is_known(*request, ControlRequest::parse))
+        .filter_map(|request| Some((request.0, request.name()?)))
+        .collect();
     assert_eq!(specified, code);
+}
+
+/// Whether `parse` knows the request.
+fn is_known<Request>(
+    request: RequestNumber,
+    parse: fn(Frame<VhostUserHeader>) -> Result<Request, RequestError>,
+) -> bool {
+    let header = VhostUserHeader::request(request, false);
+    let outcome = parse(Frame { header, body: Vec::new(), descriptors: Descriptors::Complete(Vec::new()) });
+    !matches!(outcome, Err(RequestError::Unknown { .. }))
+}
+
+/// The one table that is announced as that of `what`.
+fn the_table_of(what: &str) -> Vec<Vec<String>> {
+    let [table] = <[Table; 1]>::try_from(tables().into_iter().filter(|table| table.what == what).collect())
+        .unwrap_or_else(|tables: Vec<_>| panic!("{} tables of {what}", tables.len()));
+    table.rows
+}
+
+#[test]
+fn every_request_of_the_vhost_user_face_is_specified_with_its_answer() {
+    let specified: Vec<_> = the_table_of("requests")
+        .iter()
+        .map(|row| (Table::number(row, 1), row[0].clone(), row[3].starts_with("an acknowledgement")))
+        .collect();
+    let code: Vec<_> = (0..=0x52ff)
+        .map(RequestNumber)
+        .filter(|request| is_known(*request, DeviceRequest::parse))
+        .map(|request| (request.0, request.to_string(), !request.is_always_answered()))
+        .collect();
+    assert_eq!(specified, code);
+}
+
+#[test]
+fn the_protocol_features_of_the_vhost_user_face_are_specified() {
+    let specified: u64 = the_table_of("features").iter().map(|row| 1 << Table::number(row, 0)).sum();
+    assert_eq!(specified, ProtocolFeatures::OF_DEVICES.0);
 }
 
 #[test]
