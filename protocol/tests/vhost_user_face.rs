@@ -257,8 +257,6 @@ fn drive(frontend: &mut VhostFrontend, flags: VhostUserHeaderFlag) {
     frontend.set_config(1, VhostUserConfigFlags::WRITABLE, &[9, 9]).unwrap();
     let (_, read) = frontend.get_config(0, 4, VhostUserConfigFlags::WRITABLE, &[0; 4]).unwrap();
     assert_eq!(read, [0, 9, 9, 0]);
-    assert!(frontend.get_config(59, 2, VhostUserConfigFlags::WRITABLE, &[0; 2]).is_err());
-    // It gives up on the connection where a reply is no good; everything after that is another session's.
     frontend.reset_device().unwrap();
     assert_eq!(frontend.get_vring_base(1).unwrap(), 0);
 }

@@ -2,10 +2,14 @@
 
 //! Payloads about the configuration space (QEMU's vhost-user.rst, "Virtio device config space").
 
+use vhost::vhost_user::message::VHOST_USER_CONFIG_SIZE;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Size in bytes of the part of the configuration space that can be reached; QEMU's own limit.
-pub const MAX_CONFIG: u32 = 256;
+/// Where the part of the configuration space ends that can be reached, in bytes.
+///
+/// QEMU reads the first 256 at most. rust-vmm's `vhost` crate lets a guest read up to here and would wait for ever where
+/// that is refused: it has no way to be told.
+pub const MAX_CONFIG: u32 = VHOST_USER_CONFIG_SIZE;
 
 /// What `GET_CONFIG`, its reply and `SET_CONFIG` begin with; `size` bytes follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

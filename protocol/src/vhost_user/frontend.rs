@@ -223,7 +223,7 @@ impl Frontend {
         self.set_vring_descriptor(RequestNumber::SET_VRING_ERR, queue, eventfd)
     }
 
-    /// Reads `data.len()` bytes, 1 to 256, at `offset` of the configuration space.
+    /// Reads `data.len()` bytes, 1 to 4084, at `offset` of the configuration space.
     pub fn config(&mut self, offset: u32, data: &mut [u8]) -> Result<(), FrontendError> {
         let request = RequestNumber::GET_CONFIG;
         let access = config_access(offset, data);
@@ -235,7 +235,7 @@ impl Frontend {
         Ok(())
     }
 
-    /// Writes `data`, 1 to 256 bytes, at `offset` of the configuration space.
+    /// Writes `data`, 1 to 4084 bytes, at `offset` of the configuration space.
     pub fn set_config(&mut self, offset: u32, data: &[u8]) -> Result<(), FrontendError> {
         let body = [config_access(offset, data).as_bytes(), data].concat();
         self.command(RequestNumber::SET_CONFIG, &body, &[])

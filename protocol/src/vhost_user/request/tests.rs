@@ -196,16 +196,16 @@ fn an_eventfd_comes_unless_the_payload_says_otherwise() {
 }
 
 #[test]
-fn the_configuration_space_is_reached_within_its_256_bytes() {
+fn the_configuration_space_ends_at_4096_bytes() {
     let config = |access: ConfigAccess| {
-        let data = vec![0; access.size.min(4000).try_into().unwrap()];
+        let data = vec![0; access.size.min(4084).try_into().unwrap()];
         parse(RequestNumber::GET_CONFIG, &[access.as_bytes(), &data].concat(), 0)
     };
-    for (offset, size) in [(0, 256), (255, 1), (0, 57)] {
+    for (offset, size) in [(0, 4084), (4095, 1), (0, 57)] {
         let access = ConfigAccess { offset, size, flags: 0 };
         assert!(matches!(config(access), Ok(DeviceRequest::GetConfig(read)) if read == access));
     }
-    for (offset, size) in [(0, 0), (0, 257), (256, 1), (u32::MAX, 1), (1, u32::MAX)] {
+    for (offset, size) in [(0, 0), (0, 4097), (4096, 1), (u32::MAX, 1), (1, u32::MAX)] {
         assert_eq!(field_of(config(ConfigAccess { offset, size, flags: 0 })), "size");
     }
 }
