@@ -2,72 +2,17 @@
 
 //! A device as the server holds it: bound, attached, with what its frontend armed.
 
-use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::io::Errno;
+use vfio::config_space::command;
 use vfio::irq::{IrqData, IrqSet};
-use vfio::{CallError, ConfigSpace, Device, Function, IrqAction, IrqIndex, Object, PciAddress, RegionIndex};
+use vfio::{CallError, ConfigSpace, Device, Function, IrqAction, IrqIndex, Msix, PciAddress, RegionIndex};
 
+use crate::interrupts::{Interrupts, IrqChange};
 use crate::notice::Notice;
 use crate::owner::Owner;
-use crate::reset::engine::{Usage, Vm, touch};
-
-/// Which interrupts of its own a device has armed: one kind at a time.
-#[derive(Clone, Debug, Default)]
-pub enum Interrupts {
-    /// None.
-    #[default]
-    Off,
-    /// `INTx`. What was armed is kept: a client that has not asked for a reset does not arm it again after one.
-    Pin {
-        /// Told when the pin is asserted.
-        trigger: Arc<OwnedFd>,
-        /// Written to when the client has served the interrupt, if it said so.
-        unmask: Option<Arc<OwnedFd>>,
-    },
-    /// MSI or MSI-X. A driver arms them again after a reset, as it finds them off.
-    Messages(IrqIndex),
-}
-
-impl Interrupts {
-    const fn index(&self) -> Option<IrqIndex> {
-        match self {
-            Self::Off => None,
-            Self::Pin { .. } => Some(IrqIndex::Intx),
-            Self::Messages(index) => Some(*index),
-        }
-    }
-
-    /// Takes note of a `SET_IRQS` that the kernel accepted.
-    ///
-    /// # Errors
-    ///
-    /// There is no room for a copy of an eventfd.
-    fn note(&mut self, set: &IrqSet<'_>) -> io::Result<()> {
-        let eventfd = |fds: &[Option<BorrowedFd<'_>>]| {
-            fds.first().copied().flatten().map(|fd| fd.try_clone_to_owned().map(Arc::new)).transpose()
-        };
-        match (set.index, set.action, &set.data) {
-            (index, IrqAction::Trigger, IrqData::None(0)) if index.is_device_interrupt() => *self = Self::Off,
-            (IrqIndex::Intx, IrqAction::Trigger, IrqData::Eventfd(fds)) => {
-                *self = eventfd(fds)?.map_or(Self::Off, |trigger| Self::Pin { trigger, unmask: None });
-            }
-            (IrqIndex::Intx, IrqAction::Unmask, IrqData::Eventfd(fds)) => {
-                if let Self::Pin { unmask, .. } = self {
-                    *unmask = eventfd(fds)?;
-                }
-            }
-            (index @ (IrqIndex::Msi | IrqIndex::Msix), IrqAction::Trigger, IrqData::Eventfd(_)) => {
-                *self = Self::Messages(index);
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-}
+use crate::reset::engine::{Restoration, Usage, Vm};
 
 /// How the device can be reset alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,12 +55,16 @@ pub struct HeldDevice {
     pub client: Option<Vm>,
     /// Whether its client has gone while a reset or a job had the device, and left it as it was.
     pub is_left: bool,
+    /// Whether a client got the device's descriptor. It may have copies, and do to the device what it likes, unseen.
+    pub is_exposed: bool,
     /// What the kernel tells of the device by itself.
     pub notices: Vec<Notice>,
     /// Registers of the config space that take time to write.
     slow_registers: Vec<Range<u64>>,
+    msix: Option<Msix>,
     interrupts: Interrupts,
-    is_bus_master: bool,
+    /// The command register as the client has it.
+    command: u16,
 }
 
 /// The state of a device's data face.
@@ -153,6 +102,8 @@ impl HeldDevice {
         Ok(Self {
             function_reset: FunctionReset::of(&device)?,
             slow_registers: ConfigSpace::new(&device).slow_registers()?,
+            msix: ConfigSpace::new(&device).msix()?,
+            command: ConfigSpace::new(&device).command()?,
             notices: Notice::of(&device),
             device: Arc::new(device),
             owner,
@@ -160,31 +111,35 @@ impl HeldDevice {
             face: DataFace::None,
             client: None,
             is_left: false,
+            is_exposed: false,
             interrupts: Interrupts::default(),
-            is_bus_master: false,
         })
     }
 
     /// Passes a `SET_IRQS` on and remembers what is armed.
-    pub fn set_irqs(&mut self, set: &IrqSet<'_>) -> Result<(), CallError> {
-        self.device.set_irqs(set)?;
-        self.interrupts.note(set).map_err(|error| CallError {
-            call: "F_DUPFD_CLOEXEC",
-            object: Object::Device(self.device.address()),
-            errno: Errno::from_io_error(&error).unwrap_or(Errno::MFILE),
-        })
+    ///
+    /// # Errors
+    ///
+    /// As [`Interrupts::change`].
+    pub fn set_irqs(&mut self, change: IrqChange) -> Result<(), CallError> {
+        let index = change.index;
+        self.interrupts.change(&self.device, change)?;
+        if !self.interrupts.hears(index) {
+            for notice in self.notices.iter().filter(|notice| notice.kind.index() == index) {
+                notice.arm(&self.device);
+            }
+        }
+        Ok(())
     }
 
     /// Takes note of a write to the config space that was done.
     pub fn note_config_write(&mut self, offset: u64, data: &[u8]) {
-        if let Some(is_on) = touch::bus_mastering_after(offset, data) {
-            self.is_bus_master = is_on;
-        }
+        self.command = command::after_write(self.command, offset, data);
     }
 
     /// How the device is used.
     pub fn usage(&self) -> Usage {
-        let is_active = self.is_bus_master || matches!(self.interrupts, Interrupts::Messages(_));
+        let is_active = self.command & command::BUS_MASTER != 0 || self.interrupts.has_messages();
         match self.client {
             None => Usage::Free,
             Some(vm) if is_active => Usage::Active(vm),
@@ -199,27 +154,50 @@ impl HeldDevice {
             && self.slow_registers.iter().any(|register| offset < register.end && register.start < end)
     }
 
-    /// What it takes to stop the device, from any thread.
+    /// What of a BAR a client may map. The pages of MSI-X are left out: it is the client that says what is in them, as it delivers
+    /// the interrupts, and the kernel keeps the real table.
+    pub fn mappable_areas(&self, region: RegionIndex) -> Vec<Range<u64>> {
+        let Some(info) = self.device.region(region).filter(|_| region.is_bar()) else { return Vec::new() };
+        let taken: Vec<_> = self.msix.iter().flat_map(|msix| msix.ranges_in(region)).collect();
+        info.mappable_areas(rustix::param::page_size() as u64, &taken)
+    }
+
+    /// What it takes to stop the device and to put it in order, from any thread.
     pub fn quiescer(&self) -> Quiescer {
-        Quiescer { device: Arc::clone(&self.device), interrupts: self.interrupts.clone() }
+        Quiescer {
+            device: Arc::clone(&self.device),
+            interrupts: self.interrupts.clone(),
+            command: self.command,
+        }
     }
 
     /// Stops the device because its client is gone.
     pub fn leave_quiet(&mut self) {
         self.quiescer().leave_quiet();
-        self.interrupts = Interrupts::Off;
-        self.is_bus_master = false;
+        self.interrupts = Interrupts::default();
+        self.command = 0;
         self.is_left = false;
         for notice in &self.notices {
             notice.arm(&self.device);
         }
     }
 
-    /// Takes note that the device was quiesced for a reset: what its client has to set up anew is down.
-    pub fn note_quiesced(&mut self) {
-        self.is_bus_master = false;
-        if let Interrupts::Messages(_) = self.interrupts {
-            self.interrupts = Interrupts::Off;
+    /// Takes note that what its client has to set up anew after a reset is off.
+    pub fn note_cleared(&mut self) {
+        self.command = 0;
+        self.interrupts.forget_messages();
+    }
+
+    /// Tells the client by the error interrupt that the device has lost its state, if it hears that.
+    pub fn raise_error(&self) {
+        let is_heard = self.interrupts.hears(IrqIndex::Err) && !self.is_left;
+        log::warn!("event=state-lost device={} told={is_heard}", self.device.address());
+        if is_heard {
+            let data = IrqData::None(1);
+            let set = IrqSet { index: IrqIndex::Err, start: 0, action: IrqAction::Trigger, data };
+            if let Err(error) = self.device.set_irqs(&set) {
+                warn(&self.device, "error-not-raised", error);
+            }
         }
     }
 }
@@ -229,6 +207,7 @@ impl HeldDevice {
 pub struct Quiescer {
     device: Arc<Device>,
     interrupts: Interrupts,
+    command: u16,
 }
 
 impl Quiescer {
@@ -239,22 +218,12 @@ impl Quiescer {
 
     /// Interrupts down and the device silent, as far as it lets itself be stopped. Fails with the first step that did.
     pub fn quiesce(&self) -> Result<(), CallError> {
-        let disarmed = self.disarm();
+        let disarmed = self.interrupts.disarm(&self.device);
         let silenced = self.silence();
         for error in [disarmed.err(), silenced.err()].into_iter().flatten() {
-            self.warn("quiesce-failed", error);
+            warn(&self.device, "quiesce-failed", error);
         }
         disarmed.and(silenced)
-    }
-
-    /// Takes the device's own interrupts down.
-    fn disarm(&self) -> Result<(), CallError> {
-        let Some(index) = self.interrupts.index() else { return Ok(()) };
-        match self.device.set_irqs(&IrqSet::disable(index)) {
-            // Whoever holds a copy of the descriptor was first.
-            Err(error) if error.errno == Errno::INVAL => Ok(()),
-            result => result,
-        }
     }
 
     /// Decoding and bus mastering off, power state D0. Each step is tried, whatever became of the one before.
@@ -269,26 +238,36 @@ impl Quiescer {
         stopped.and(powered)
     }
 
-    /// Puts the virtual registers, which a reset does not reach, where the device's own are now, makes sure that the
-    /// reset has brought nothing back, and arms `INTx` again if it was armed.
-    pub fn restore(&self) -> Result<(), CallError> {
-        let config_space = ConfigSpace::new(&self.device);
-        let restored = config_space.clear_bars().and(config_space.disable_command()).and(self.rearm_pin());
-        restored.inspect_err(|error| self.warn("restore-failed", *error))
-    }
-
-    fn rearm_pin(&self) -> Result<(), CallError> {
-        let Interrupts::Pin { trigger, unmask } = &self.interrupts else { return Ok(()) };
-        let arm = |action, eventfd: &Arc<OwnedFd>| {
-            let data = [Some(eventfd.as_fd())];
-            let set = IrqSet { index: IrqIndex::Intx, start: 0, action, data: IrqData::Eventfd(&data) };
-            self.device.set_irqs(&set)
+    /// Puts the device in order. One that cannot be is stopped.
+    pub fn restore(&self, restoration: Restoration) -> Result<(), CallError> {
+        let restored = match restoration {
+            Restoration::Cleared => self.clear(),
+            Restoration::PutBack => self.put_back(),
         };
-        arm(IrqAction::Trigger, trigger)?;
-        unmask.as_ref().map_or(Ok(()), |unmask| arm(IrqAction::Unmask, unmask))
+        restored.inspect_err(|error| {
+            warn(&self.device, "restore-failed", *error);
+            let _ = self.quiesce();
+        })
     }
 
-    /// Quiesces the device because its client is gone: also what tells the client of errors and requests.
+    /// Puts the virtual registers, which a reset does not reach, where the device's own are now, makes sure that nothing is
+    /// on, and arms `INTx` anew if it was armed. Each step is tried, whatever became of the one before.
+    fn clear(&self) -> Result<(), CallError> {
+        let config_space = ConfigSpace::new(&self.device);
+        let disarmed = self.interrupts.disarm(&self.device);
+        let cleared = config_space.clear_bars().and(config_space.disable_command());
+        disarmed.and(cleared).and(self.interrupts.arm_pin(&self.device))
+    }
+
+    /// Puts back what the client has set up of what [`Self::quiesce`] has taken down. The base addresses it knows are in the
+    /// virtual registers still. Last of all the device may use them.
+    fn put_back(&self) -> Result<(), CallError> {
+        self.interrupts.arm(&self.device)?;
+        ConfigSpace::new(&self.device).set_command(self.command)
+    }
+
+    /// Quiesces the device because its client is gone: also what tells the client of errors and requests. Nothing is left of
+    /// what the client has written to the virtual registers.
     pub fn leave_quiet(&self) {
         for index in [IrqIndex::Err, IrqIndex::Req] {
             let disarm =
@@ -298,76 +277,26 @@ impl Quiescer {
         }
         // What fails is in the log, and there is nothing else to do about it.
         let _ = self.quiesce();
+        let _ = ConfigSpace::new(&self.device).clear_bars();
     }
 
     /// Stops the device for good: no interrupt, no access to memory, whoever still holds a copy of its descriptor.
     pub fn retire(&self) {
         self.leave_quiet();
         if let Err(error) = self.device.detach() {
-            self.warn("detach-failed", error);
+            warn(&self.device, "detach-failed", error);
         }
     }
+}
 
-    fn warn(&self, event: &str, error: CallError) {
-        let CallError { call, errno, .. } = error;
-        log::warn!(
-            "event={event} device={} call={call} errno={}",
-            self.device.address(),
-            errno.raw_os_error()
-        );
-    }
+fn warn(device: &Device, event: &str, error: CallError) {
+    let CallError { call, errno, .. } = error;
+    log::warn!("event={event} device={} call={call} errno={}", device.address(), errno.raw_os_error());
 }
 
 #[cfg(test)]
 mod tests {
-    use rustix::event::{EventfdFlags, eventfd};
-
     use super::*;
-
-    /// What is armed after these calls.
-    fn after(sets: &[IrqSet<'_>]) -> Option<IrqIndex> {
-        let mut interrupts = Interrupts::default();
-        for set in sets {
-            interrupts.note(set).unwrap();
-        }
-        interrupts.index()
-    }
-
-    fn set(index: IrqIndex, action: IrqAction, data: IrqData<'_>) -> IrqSet<'_> {
-        IrqSet { index, start: 0, action, data }
-    }
-
-    #[test]
-    fn an_armed_index_is_armed_until_it_is_disabled() {
-        let armed = set(IrqIndex::Msi, IrqAction::Trigger, IrqData::Eventfd(&[None]));
-        let triggered = set(IrqIndex::Msi, IrqAction::Trigger, IrqData::None(1));
-        let disabled = IrqSet::disable(IrqIndex::Msi);
-        assert_eq!(after(&[armed.clone(), triggered.clone()]), Some(IrqIndex::Msi));
-        assert_eq!(after(&[armed, triggered, disabled]), None);
-    }
-
-    #[test]
-    fn a_pin_is_kept_with_what_unmasks_it() {
-        let eventfd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let fds = [Some(eventfd.as_fd())];
-        let mut interrupts = Interrupts::default();
-        interrupts.note(&set(IrqIndex::Intx, IrqAction::Trigger, IrqData::Eventfd(&fds))).unwrap();
-        assert!(matches!(interrupts, Interrupts::Pin { unmask: None, .. }));
-        interrupts.note(&set(IrqIndex::Intx, IrqAction::Unmask, IrqData::Eventfd(&fds))).unwrap();
-        assert!(matches!(interrupts, Interrupts::Pin { unmask: Some(_), .. }));
-        interrupts.note(&set(IrqIndex::Intx, IrqAction::Trigger, IrqData::Eventfd(&[None]))).unwrap();
-        assert_eq!(interrupts.index(), None);
-    }
-
-    #[test]
-    fn unmasking_by_eventfd_arms_nothing() {
-        assert_eq!(after(&[set(IrqIndex::Intx, IrqAction::Unmask, IrqData::Eventfd(&[None]))]), None);
-    }
-
-    #[test]
-    fn the_error_interrupt_is_not_the_devices_own() {
-        assert_eq!(after(&[set(IrqIndex::Err, IrqAction::Trigger, IrqData::Eventfd(&[None]))]), None);
-    }
 
     #[test]
     fn a_face_that_listened_listens_again_without_its_client() {

@@ -8,6 +8,7 @@ pub mod device;
 pub mod face;
 pub mod failure;
 pub mod host;
+pub mod interrupts;
 pub mod job;
 pub mod logger;
 pub mod machine;

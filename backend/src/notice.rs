@@ -18,6 +18,16 @@ pub enum NoticeKind {
     Unplug,
 }
 
+impl NoticeKind {
+    /// The interrupt by which the kernel tells of it.
+    pub const fn index(self) -> IrqIndex {
+        match self {
+            Self::Error => IrqIndex::Err,
+            Self::Unplug => IrqIndex::Req,
+        }
+    }
+}
+
 /// An eventfd that the kernel writes to when there is something to tell.
 #[derive(Clone, Debug)]
 pub struct Notice {
@@ -28,7 +38,10 @@ pub struct Notice {
 }
 
 impl Notice {
-    /// Those that a device has, armed. A client of the device that arms the interrupt has it to itself until it goes.
+    /// Those that a device has, armed.
+    ///
+    /// The kernel has one eventfd for each. A client of the device that gives it its own hears of it instead, until it takes
+    /// that back or goes.
     pub fn of(device: &Device) -> Vec<Self> {
         let notice = |kind| {
             let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok()?;
@@ -40,12 +53,13 @@ impl Notice {
 
     /// Has the kernel tell, if the device can have that to tell.
     pub fn arm(&self, device: &Device) -> bool {
-        let index = match self.kind {
-            NoticeKind::Error => IrqIndex::Err,
-            NoticeKind::Unplug => IrqIndex::Req,
-        };
         let data = [Some(self.eventfd.as_fd())];
-        let set = IrqSet { index, start: 0, action: IrqAction::Trigger, data: IrqData::Eventfd(&data) };
+        let set = IrqSet {
+            index: self.kind.index(),
+            start: 0,
+            action: IrqAction::Trigger,
+            data: IrqData::Eventfd(&data),
+        };
         device.set_irqs(&set).is_ok()
     }
 }

@@ -1,10 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What the server was told at its start about resets.
+//! What the server was told at its start about resets, and about who holds devices.
 
 use protocol::extension::ResetPolicy;
 
 use crate::reset::engine::Sanitizing;
+
+/// How a client reaches the BARs of its device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BarAccess {
+    /// By messages: nobody but the server holds the device.
+    #[default]
+    Trap,
+    /// By mapping them: the client gets the device's file, and with it all of the device's power.
+    Map,
+}
 
 /// What holds where a client does not say otherwise, or cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,10 +25,17 @@ pub struct Policies {
     pub sanitizing: Sanitizing,
     /// Whether a device that cannot be reset is not served.
     pub requires_reset: bool,
+    /// How clients reach BARs.
+    pub bar_access: BarAccess,
 }
 
 impl Default for Policies {
     fn default() -> Self {
-        Self { reach: ResetPolicy::Group, sanitizing: Sanitizing::BestEffort, requires_reset: false }
+        Self {
+            reach: ResetPolicy::Group,
+            sanitizing: Sanitizing::BestEffort,
+            requires_reset: false,
+            bar_access: BarAccess::Trap,
+        }
     }
 }

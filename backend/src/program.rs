@@ -18,7 +18,7 @@ use crate::logger;
 use crate::machine::Machine;
 use crate::own_socket::OwnSocket;
 use crate::owner::Owner;
-use crate::policy::Policies;
+use crate::policy::{self, Policies};
 use crate::reset::engine::Sanitizing;
 use crate::server::Server;
 use clap::{ArgGroup, Parser, ValueEnum};
@@ -63,6 +63,10 @@ struct Arguments {
     /// Serve a device only if it can be reset, alone or with its group; may be refused while others hold its siblings.
     #[arg(long, value_enum)]
     require: Option<Requirement>,
+    /// How a vfio-user client reaches the BARs of its device: by messages, or by mapping them. To map it gets the device's
+    /// descriptor, and with that all power over the device.
+    #[arg(long, value_enum, default_value = "trap")]
+    bar_access: BarAccess,
     /// What the server gives up before it reads anything from a client.
     #[arg(long, value_enum, default_value = "full")]
     sandbox: Sandbox,
@@ -112,6 +116,15 @@ enum Sanitize {
     BestEffort,
     /// Nothing is tried.
     Off,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BarAccess {
+    /// Each access is a message, and no client gets a device's descriptor.
+    Trap,
+    /// The client gets the descriptor: it can reset the device, hot reset what belongs to its iommufd, attach it anew and change
+    /// its interrupts, all without the server.
+    Mmap,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -211,6 +224,10 @@ impl Arguments {
                 Sanitize::Off => Sanitizing::Off,
             },
             requires_reset: self.require.is_some_and(|Requirement::Reset| true),
+            bar_access: match self.bar_access {
+                BarAccess::Trap => policy::BarAccess::Trap,
+                BarAccess::Mmap => policy::BarAccess::Map,
+            },
         }
     }
 }
@@ -269,6 +286,12 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 
     let mut server = Server::new(Machine::new(sysfs, arguments.policies()), filters.as_ref())?;
     server.end_on(signal)?;
+    if let BarAccess::Mmap = arguments.bar_access {
+        log::warn!(
+            "event=bar-access-mmap reason=\"asked for by --bar-access mmap: a vfio-user client gets its device's descriptor, and with it \
+             reset, hot reset, interrupts and attachment of the device\""
+        );
+    }
     server.admit_only(&arguments.allow_uid);
     if let Some(iommufd) = iommufd {
         server.machine().set_iommufd(Owner::Process, iommufd, IoasChoice::Allocate)?;

@@ -2,9 +2,10 @@
 
 //! A framed Unix stream socket: a fixed header, a body whose size the header tells, descriptors on the first byte.
 
+use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -102,6 +103,13 @@ impl<H: Header> Incoming<H> {
     }
 }
 
+/// What is left to send of a message, and its descriptors, which travel with the first byte.
+#[derive(Debug)]
+struct Unsent {
+    bytes: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
 /// A connected socket on which messages with header `H` travel.
 ///
 /// Nothing here blocks but [`Connection::receive_within`] and [`Connection::send_within`]. A half message in either
@@ -111,13 +119,13 @@ pub struct Connection<H> {
     stream: UnixStream,
     endpoint: Endpoint,
     incoming: Incoming<H>,
-    unsent: Vec<u8>,
+    unsent: VecDeque<Unsent>,
 }
 
 impl<H: Header> Connection<H> {
     /// Takes over one end of a connected stream socket.
     pub fn new(stream: UnixStream, endpoint: Endpoint) -> Self {
-        Self { stream, endpoint, incoming: Incoming::new(), unsent: Vec::new() }
+        Self { stream, endpoint, incoming: Incoming::new(), unsent: VecDeque::new() }
     }
 
     /// The next message if it is complete; `None` when more has to come first.
@@ -177,29 +185,50 @@ impl<H: Header> Connection<H> {
             return Err(SendError::Backlog);
         }
         if sent < size_of::<H>() + body.len() {
-            self.unsent.extend(header.as_bytes().iter().chain(body).skip(sent));
+            let bytes = header.as_bytes().iter().chain(body).skip(sent).copied().collect();
+            self.unsent.push_back(Unsent { bytes, descriptors: Vec::new() });
         }
         Ok(())
     }
 
-    /// Sends one message without descriptors behind what is unsent, of which the caller keeps within bounds how much there is.
-    pub fn send_behind(&mut self, header: H, body: &[u8]) -> Result<(), SendError> {
-        if !self.has_unsent() {
-            return self.send(header, body, &[]);
+    /// Sends one message behind what is unsent, of which the caller keeps within bounds how much there is.
+    pub fn send_behind(
+        &mut self,
+        header: H,
+        body: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), SendError> {
+        match self.send(header, body, descriptors) {
+            Err(SendError::Backlog) => {}
+            result => return result,
         }
-        let size = u32::try_from(body.len()).ok().filter(|_| body.len() <= H::MAX_BODY);
-        let size = size.ok_or(SendError::TooLarge { body: body.len(), descriptors: 0 })?;
-        self.unsent.extend(header.with_body_size(size).as_bytes().iter().chain(body));
+        let too_large = SendError::TooLarge { body: body.len(), descriptors: descriptors.len() };
+        let fits = body.len() <= H::MAX_BODY && descriptors.len() <= H::MAX_FDS;
+        let size = u32::try_from(body.len()).ok().filter(|_| fits).ok_or(too_large)?;
+        let copies = descriptors.iter().map(BorrowedFd::try_clone_to_owned).collect::<Result<_, _>>();
+        let descriptors =
+            copies.map_err(|error| SendError::Io(Errno::from_io_error(&error).unwrap_or(Errno::MFILE)))?;
+        let bytes = [header.with_body_size(size).as_bytes(), body].concat();
+        self.unsent.push_back(Unsent { bytes, descriptors });
         Ok(())
     }
 
     /// Sends what an earlier [`Connection::send`] left over, as much as the socket takes now.
     pub fn flush(&mut self) -> Result<(), SendError> {
-        while self.has_unsent() {
-            let rest = [IoSlice::new(&self.unsent)];
-            match send_some(&self.stream, &rest, &mut SendAncillaryBuffer::default())? {
+        while let Some(next) = self.unsent.front_mut() {
+            let descriptors: Vec<_> = next.descriptors.iter().map(AsFd::as_fd).collect();
+            let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !descriptors.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(&descriptors));
+            }
+            match send_some(&self.stream, &[IoSlice::new(&next.bytes)], &mut control)? {
                 0 => break,
-                sent => drop(self.unsent.drain(..sent)),
+                sent if sent == next.bytes.len() => drop(self.unsent.pop_front()),
+                sent => {
+                    next.descriptors.clear();
+                    next.bytes.drain(..sent);
+                }
             }
         }
         Ok(())

@@ -18,6 +18,11 @@ use protocol::extension::{
     VersionReply, VersionRequest,
 };
 use protocol::features::ProtocolFeatures;
+use protocol::vfio_user::{
+    Command, DeviceFeature, DeviceInfo as VfioDeviceInfo, DmaMapPayload, DmaUnmapPayload, IrqInfo, IrqSet,
+    RegionAccess, RegionInfo, RegionIoFds, RegionWrite, ResetGroupWish, SparseMmap, SparseMmapArea,
+    VersionPayload, VfioUserHeader,
+};
 use protocol::vhost_user::{
     ConfigAccess, DeviceRequest, MemoryRegion, MemoryTableHeader, SingleMemoryRegion, VringAddress,
     VringArea, VringState,
@@ -91,6 +96,21 @@ fn structures_of_the_code() -> BTreeMap<String, (usize, Vec<Field>)> {
         GroupEvent { generation, cookie, available, reason }
         CoordinationRequestHeader { request, target, policy, tries_ms, count }
         ResetAnswer { coordination, answer, errno, outcome, attempts, device, count }
+        VfioUserHeader { id, command, size, flags, errno }
+        VersionPayload { major, minor }
+        DmaMapPayload { argsz, flags, offset, address, size }
+        DmaUnmapPayload { argsz, flags, address, size }
+        VfioDeviceInfo { argsz, flags, num_regions, num_irqs }
+        RegionInfo { argsz, flags, index, cap_offset, size, offset }
+        SparseMmap { id, version, next, nr_areas, reserved }
+        SparseMmapArea { offset, size }
+        RegionIoFds { argsz, flags, index, count }
+        RegionAccess { offset, region, count }
+        RegionWrite { offset, region, count, data }
+        IrqInfo { argsz, flags, index, count }
+        IrqSet { argsz, flags, index, start, count }
+        DeviceFeature { argsz, flags }
+        ResetGroupWish { first_row, reserved }
         VringState { index, num }
         VringAddress { index, flags, descriptor, used, available, log }
         ConfigAccess { offset, size, flags }
@@ -253,6 +273,22 @@ fn every_request_of_the_vhost_user_face_is_specified_with_its_answer() {
 fn the_protocol_features_of_the_vhost_user_face_are_specified() {
     let specified: u64 = rows_of("features").iter().map(|row| 1 << Table::number(row, 0)).sum();
     assert_eq!(specified, ProtocolFeatures::OF_DEVICES.0);
+}
+
+#[test]
+fn commands_of_the_vfio_user_face_have_their_numbers() {
+    let (_, section) = SPECIFICATION.split_once("\n## The vfio-user face\n").unwrap();
+    let (_, table) = section.split_once("| Command | Number |").unwrap();
+    let (table, _) = table.split_once("\n\n").unwrap();
+    let specified: Vec<_> = table
+        .lines()
+        .map(cells)
+        .filter_map(|row| Some((row.first()?.clone(), row.get(1)?.parse().ok()?)))
+        .collect();
+    assert_eq!(specified.len(), 13);
+    for (name, number) in specified {
+        assert_eq!(Command(number).name(), Some(name.as_str()));
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! [`policy`] is the whole policy, as data.
 
 mod files;
+mod heap;
 pub mod inherited_fds;
 mod limits;
 pub mod peer_credentials;
@@ -75,6 +76,7 @@ pub struct Entered {
 
 /// Enters the sandbox, but for the system-call filters. The process must have one thread.
 pub fn enter(confinement: &Confinement) -> Result<Entered, SandboxError> {
+    heap::share()?;
     let wanted = confinement.sysfs.as_deref().filter(|sysfs| files::exists(sysfs));
     let has_namespaces = files::leave_namespaces()?;
     if has_namespaces {

@@ -53,6 +53,11 @@ impl ModelledMachine {
         Self::of(Topology { kernel, ..load(topology) }, Settings::default())
     }
 
+    /// The same where MSI-X gets no more vectors while it is on.
+    pub fn with_fixed_vectors(topology: &str) -> Self {
+        Self::of(Topology { dynamic_msix: false, ..load(topology) }, Settings::default())
+    }
+
     /// Starts a machine of the test's own.
     pub fn of(topology: Topology, settings: Settings) -> Self {
         let folder = tempfile::tempdir().expect("a folder");

@@ -22,9 +22,30 @@ impl Interrupt {
         (Self(near), far)
     }
 
+    /// So many of them.
+    pub fn several(count: usize) -> (Vec<Self>, Vec<OwnedFd>) {
+        (0..count).map(|_| Self::new()).unzip()
+    }
+
     /// Whether it fires in time; takes what has fired.
     pub fn fires(&self) -> bool {
         self.fires_within(crate::server_process::PATIENCE)
+    }
+
+    /// Whether it has fired already; takes what has fired.
+    pub fn has_fired(&self) -> bool {
+        self.fires_within(Duration::ZERO)
+    }
+
+    /// How often it has fired; takes that.
+    pub fn count(&self) -> u64 {
+        let mut count = [0; 8];
+        rustix::io::read(&self.0, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+    }
+
+    /// Fires it, as the device would.
+    pub fn signal(&self) {
+        rustix::io::write(&self.0, &1_u64.to_ne_bytes()).expect("an eventfd takes it");
     }
 
     /// Whether it stays silent for a while.

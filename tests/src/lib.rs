@@ -12,6 +12,7 @@ pub mod host;
 pub mod interrupt;
 pub mod launched_vm;
 pub mod legacy_group;
+pub mod mapped_bar;
 pub mod modelled_vm;
 pub mod node;
 pub mod pci_function;

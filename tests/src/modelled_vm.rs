@@ -2,9 +2,10 @@
 
 //! A VM on a modelled machine: its server listens, so that more clients can come, and what the kernel does is in view.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -171,7 +172,10 @@ pub fn connect_face(path: &Path) -> PciFunction {
 
 /// A client in a process of its own, as that of another VM, that has turned bus mastering on. It goes when this is dropped.
 #[derive(Debug)]
-pub struct Tenant(Child);
+pub struct Tenant {
+    child: Child,
+    said: BufReader<ChildStdout>,
+}
 
 impl Tenant {
     /// Connects to the data face at `path`.
@@ -179,18 +183,29 @@ impl Tenant {
         let mut command = Command::new(binary("tenant"));
         command.arg(path).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the tenant starts");
+        let said = BufReader::new(child.stdout.take().expect("its output"));
+        let mut tenant = Self { child, said };
+        assert_eq!(tenant.listen(), "active\n", "the tenant has the device in use");
+        tenant
+    }
+
+    /// Ends it, and returns what it has to say: whether the error interrupt has come, and what the command register is.
+    pub fn leave(mut self) -> String {
+        drop(self.child.stdin.take());
+        self.listen()
+    }
+
+    fn listen(&mut self) -> String {
         let mut line = String::new();
-        let stdout = child.stdout.take().expect("its output");
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
-        assert_eq!(line, "active\n", "the tenant has the device in use");
-        Self(child)
+        self.said.read_line(&mut line).expect("a line");
+        line
     }
 }
 
 impl Drop for Tenant {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -3,7 +3,7 @@
 //! A served PCI function: registers through vfio-user messages.
 
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use protocol::vfio_user::{Capabilities, Client, ClientError, DmaMap, IrqAction, IrqData, SetIrqs};
@@ -117,6 +117,30 @@ impl PciFunction {
     /// How many interrupts of this kind there are.
     pub fn irq_count(&mut self, index: IrqIndex) -> u32 {
         self.client.irq_info(index.number()).expect("the interrupts are described").count
+    }
+
+    /// Gives vectors from `start` on their eventfds.
+    pub fn arm(&mut self, index: IrqIndex, start: u32, eventfds: Vec<OwnedFd>) -> Result<(), ClientError> {
+        let count = u32::try_from(eventfds.len()).expect("few eventfds");
+        let (index, data) = (index.number(), IrqData::Eventfds(eventfds));
+        self.client.set_irqs(&SetIrqs { index, start, count, action: IrqAction::Trigger, data })
+    }
+
+    /// Takes the eventfds of vectors from `start` on away.
+    pub fn take_eventfds(&mut self, index: IrqIndex, start: u32, count: u32) {
+        let (index, data) = (index.number(), IrqData::Eventfds(Vec::new()));
+        let change = SetIrqs { index, start, count, action: IrqAction::Trigger, data };
+        self.client.set_irqs(&change).expect("the eventfds are taken away");
+    }
+
+    /// Has the kernel fire the first `count` vectors.
+    pub fn fire(&mut self, index: IrqIndex, count: u32) {
+        self.set_irqs(index, IrqAction::Trigger, count, IrqData::None);
+    }
+
+    /// Disables an index.
+    pub fn disable(&mut self, index: IrqIndex) {
+        self.set_irqs(index, IrqAction::Trigger, 0, IrqData::None);
     }
 
     /// Changes vectors, from vector 0 on.

@@ -28,6 +28,7 @@ lanes! {
     edu_igb: "edu-igb", "7.3";
     edu_igb_on_6_12: "edu-igb", "6.12";
     igb_pair: "igb-pair", "7.3";
+    nvme: "nvme", "7.3";
     rciep: "rciep", "7.3";
     e1000e: "e1000e", "7.3";
     gen4: "gen4", "7.3";

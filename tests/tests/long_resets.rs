@@ -86,6 +86,20 @@ fn an_access_to_a_device_that_is_being_reset_waits() {
 }
 
 #[test]
+fn who_asks_for_the_reset_group_of_a_device_that_is_being_reset_waits() {
+    let mut vm = ModelledVm::with_two_pairs(&[]);
+    let mut sibling = vm.vmm.open(2);
+    let mut other = vm.vmm.open(3);
+    let reset = vm.begin_long_reset(1);
+    let group = spawn(move || sibling.client.reset_group(0, u32::MAX));
+    assert!(other.client.reset_group(0, 0).unwrap().is_available(), "another slot's is told at once");
+    assert!(!group.is_finished());
+    vm.pass_until(|| group.is_finished());
+    assert_eq!(group.join().unwrap().unwrap().rows.len(), 2);
+    reset.join().unwrap().unwrap();
+}
+
+#[test]
 fn an_access_that_would_wait_too_long_is_refused() {
     let mut vm = ModelledVm::with_two_pairs(&[]);
     let mut sibling = vm.vmm.open(2);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The config space of a bound device, as far as stopping and restoring it needs.
+//! The config space of a bound device, as far as stopping, restoring and mapping it needs.
 
 use std::ops::Range;
 
@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use crate::device::Device;
 use crate::error::{CallError, Object};
+use crate::msix::Msix;
 use crate::region::RegionIndex;
 
 /// Registers of the type 0 header (PCI Local Bus 3.0, 6.1).
@@ -42,6 +43,8 @@ mod advanced_features {
     pub(super) const FUNCTION_LEVEL_RESET: u16 = 0b11 << 8;
     pub(super) const CONTROL: u16 = 4;
 }
+/// Message signalled interrupts with a table (PCIe 6.0, 7.7.2).
+const MSIX: u8 = 0x11;
 /// Capabilities begin behind the header, on a multiple of four.
 const FIRST_CAPABILITY: u8 = 0x40;
 const MAX_CAPABILITIES: usize = 48;
@@ -57,6 +60,18 @@ pub mod command {
     pub const BUS_MASTER: u16 = 1 << 2;
     /// The interrupt line is held back.
     pub const INTX_DISABLE: u16 = 1 << 10;
+
+    /// What the register holds after `data` was written to the config space from `offset` on, if it held `present`.
+    pub fn after_write(present: u16, offset: u64, data: &[u8]) -> u16 {
+        let mut bytes = present.to_le_bytes();
+        for (register, byte) in (u64::from(super::register::COMMAND)..).zip(&mut bytes) {
+            let place = register.checked_sub(offset).and_then(|place| usize::try_from(place).ok());
+            if let Some(written) = place.and_then(|place| data.get(place)) {
+                *byte = *written;
+            }
+        }
+        u16::from_le_bytes(bytes)
+    }
 }
 
 /// A device's config space.
@@ -81,6 +96,11 @@ impl<'a> ConfigSpace<'a> {
         let active = command::IO | command::MEMORY | command::BUS_MASTER | command::INTX_DISABLE;
         let value = self.command()?;
         self.write_word(register::COMMAND, value & !active)
+    }
+
+    /// Sets the command register.
+    pub fn set_command(self, value: u16) -> Result<(), CallError> {
+        self.write_word(register::COMMAND, value)
     }
 
     /// Brings the device to D0, which a reset needs. A device without power management is there already.
@@ -144,6 +164,14 @@ impl<'a> ConfigSpace<'a> {
         Ok(slow)
     }
 
+    /// Where the structures of MSI-X are, if the function has it.
+    pub fn msix(self) -> Result<Option<Msix>, CallError> {
+        let Some(capability) = self.find_capability(MSIX)? else { return Ok(None) };
+        let mut bytes = [0; Msix::LENGTH];
+        self.device.read_region(RegionIndex::CONFIG, capability.into(), &mut bytes)?;
+        Ok(Some(Msix::decode(bytes)))
+    }
+
     /// Zeroes the base addresses, which the kernel keeps for us across a reset although the device lost them.
     pub fn clear_bars(self) -> Result<(), CallError> {
         (0..BARS).try_for_each(|bar| {
@@ -180,5 +208,21 @@ impl<'a> ConfigSpace<'a> {
 
     fn write_word(self, register: u16, value: u16) -> Result<(), CallError> {
         self.device.write_region(RegionIndex::CONFIG, register.into(), &value.to_le_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_register_holds_what_was_last_written() {
+        assert_eq!(command::after_write(0, 0x04, &[0x06, 0x04]), 0x0406);
+        assert_eq!(command::after_write(0x0406, 0x04, &[0x02]), 0x0402);
+        assert_eq!(command::after_write(0x0406, 0x05, &[0x00]), 0x0006);
+        assert_eq!(command::after_write(0x0406, 0x00, &[1, 2, 3, 4, 5, 6, 7]), 0x0605);
+        for (offset, data) in [(0x00, [1; 4].as_slice()), (0x06, &[1; 4]), (u64::MAX, &[1; 4]), (0x04, &[])] {
+            assert_eq!(command::after_write(0x0406, offset, data), 0x0406, "{offset:#x}");
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! last copy of its descriptor, in any process, is closed.
 
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
@@ -219,6 +219,11 @@ impl Device {
     /// A region; `None` beyond [`DeviceInfo::regions`].
     pub fn region(&self, index: RegionIndex) -> Option<&Region> {
         self.regions.get(usize::try_from(index.0).ok()?)
+    }
+
+    /// The device's file, for whoever shall have all of its power.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// What the kernel says about an interrupt index.

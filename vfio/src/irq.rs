@@ -72,6 +72,12 @@ impl IrqInfo {
             | VFIO_IRQ_INFO_NORESIZE;
         Self { count: info.count, flags: info.flags & known }
     }
+
+    /// Whether there are only the vectors with which the index was enabled, until it is disabled
+    /// (`VFIO_IRQ_INFO_NORESIZE`).
+    pub const fn is_fixed(&self) -> bool {
+        self.flags & VFIO_IRQ_INFO_NORESIZE != 0
+    }
 }
 
 /// What shall happen to a range of vectors.

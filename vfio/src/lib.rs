@@ -5,7 +5,7 @@
 //! | module | noun |
 //! |---|---|
 //! | [`device`] | a VFIO cdev: received, bound, attached, asked |
-//! | [`region`], [`irq`], [`config_space`] | what a bound device consists of |
+//! | [`region`], [`irq`], [`config_space`], [`Msix`] | what a bound device consists of |
 //! | [`hot_reset`] | the reset set of a device, and resetting it |
 //! | [`iommufd`], [`ioas`], [`hwpt`] | the context, its address spaces and page tables |
 //! | [`topology`] | what sysfs knows about the functions around a device |
@@ -29,6 +29,7 @@ pub mod iommufd;
 pub mod irq;
 #[cfg(feature = "model")]
 pub mod model;
+mod msix;
 pub mod own_reset;
 pub mod pci_address;
 pub mod region;
@@ -46,6 +47,7 @@ pub use hwpt::Hwpt;
 pub use ioas::{Access, Ioas, Iova, IovaRange};
 pub use iommufd::Iommufd;
 pub use irq::{IrqAction, IrqIndex};
+pub use msix::Msix;
 pub use own_reset::OwnReset;
 pub use pci_address::PciAddress;
 pub use region::{Region, RegionIndex};

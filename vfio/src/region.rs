@@ -17,6 +17,11 @@ pub struct RegionIndex(pub u32);
 impl RegionIndex {
     /// The config space.
     pub const CONFIG: Self = Self(7);
+
+    /// Whether it is a BAR.
+    pub const fn is_bar(self) -> bool {
+        self.0 < 6
+    }
 }
 
 /// Longest capability list that is believed, in bytes.
@@ -51,6 +56,24 @@ impl Region {
         self.flags & VFIO_REGION_INFO_FLAG_WRITE != 0
     }
 
+    /// The parts, in whole pages of `page` bytes, that may be mapped and have nothing of `taken` in them; in ascending order.
+    /// What shares a page with something else, because the region is smaller than that, is not among them.
+    pub fn mappable_areas(&self, page: u64, taken: &[Range<u64>]) -> Vec<Range<u64>> {
+        if self.flags & VFIO_REGION_INFO_FLAG_MMAP == 0 {
+            return Vec::new();
+        }
+        let whole = 0..self.size;
+        let offered =
+            if self.sparse_areas.is_empty() { std::slice::from_ref(&whole) } else { &self.sparse_areas };
+        let mut areas: Vec<_> =
+            offered.iter().filter_map(|area| whole_pages(area, self.size, page)).collect();
+        for hole in taken {
+            areas = areas.into_iter().flat_map(|area| without(area, hole, page)).collect();
+        }
+        areas.sort_by_key(|area| area.start);
+        areas
+    }
+
     /// Decodes what the kernel wrote; `None` for a malformed answer.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let flags = word(bytes, 4)?;
@@ -67,6 +90,22 @@ impl Region {
             sparse_areas,
         })
     }
+}
+
+/// What of an area is whole pages within a region of `size` bytes.
+fn whole_pages(area: &Range<u64>, size: u64, page: u64) -> Option<Range<u64>> {
+    let start = area.start.checked_next_multiple_of(page)?;
+    let end = area.end.min(size);
+    let end = end - end.checked_rem(page)?;
+    (start < end).then_some(start..end)
+}
+
+/// What is left of an area on either side of the pages of a hole.
+fn without(area: Range<u64>, hole: &Range<u64>, page: u64) -> impl Iterator<Item = Range<u64>> {
+    let from = hole.start - hole.start.checked_rem(page).unwrap_or(0);
+    let to = hole.end.checked_next_multiple_of(page).unwrap_or(u64::MAX);
+    let parts = [area.start..area.end.min(from), area.start.max(to)..area.end];
+    parts.into_iter().filter(|part| part.start < part.end)
 }
 
 /// Walks the capability list that begins at `next`. Offsets must grow, which bounds the walk by the buffer.
@@ -113,6 +152,7 @@ fn chunk<const N: usize>(bytes: &[u8], offset: u32) -> Option<[u8; N]> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use proptest::prelude::*;
 
@@ -179,7 +219,65 @@ mod tests {
         }
     }
 
+    const PAGE: u64 = 0x1000;
+
+    fn mappable(size: u64) -> Region {
+        Region { flags: 7, size, ..Region::default() }
+    }
+
+    #[test]
+    fn a_region_without_holes_is_mapped_whole() {
+        assert_eq!(mappable(0x4000).mappable_areas(PAGE, &[]), [0..0x4000]);
+    }
+
+    #[test]
+    fn the_pages_of_holes_are_left_out() {
+        let region = mappable(0x8000);
+        let areas = |taken: &[Range<u64>]| region.mappable_areas(PAGE, taken);
+        assert_eq!(areas(&[0x2000..0x2410, 0x3000..0x3010]), [0..0x2000, 0x4000..0x8000]);
+        assert_eq!(areas(&[0..0x10]), [0x1000..0x8000]);
+        assert_eq!(areas(&[0x7ff8..0x8000]), [0..0x7000]);
+        assert_eq!(areas(&[0x1fff..0x2001]), [0..0x1000, 0x3000..0x8000]);
+        assert_eq!(areas(&[0..0x8000]), []);
+    }
+
+    #[test]
+    fn of_less_than_a_page_nothing_is_mapped() {
+        assert_eq!(mappable(0x800).mappable_areas(PAGE, &[]), []);
+        assert_eq!(mappable(0x1800).mappable_areas(PAGE, &[]), [0..0x1000]);
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_map_is_not_mapped() {
+        let ports = Region { flags: 3, size: 0x4000, ..Region::default() };
+        assert_eq!(ports.mappable_areas(PAGE, &[]), []);
+        let sparse_areas = vec![0x3000..0x4000, 0x1000..0x2000, 0x7800..0x9000];
+        let sparse = Region { sparse_areas, ..mappable(0x8000) };
+        assert_eq!(sparse.mappable_areas(PAGE, &[]), [0x1000..0x2000, 0x3000..0x4000]);
+    }
+
     proptest! {
+        #[test]
+        fn mappable_areas_are_pages_inside_without_holes_and_in_order(
+            size in prop_oneof![0..0x2_0000_u64, any::<u64>()],
+            holes in proptest::collection::vec((prop_oneof![0..0x2_0000_u64, any::<u64>()], any::<u16>()), 0..4),
+            sparse in proptest::collection::vec((any::<u16>().prop_map(u64::from), any::<u64>()), 0..4),
+        ) {
+            let range = |start: u64, length: u64| start..start.saturating_add(length);
+            let sparse_areas: Vec<_> = sparse.into_iter().map(|(start, length)| range(start, length)).collect();
+            let region = Region { sparse_areas, ..mappable(size) };
+            let holes: Vec<_> = holes.into_iter().map(|(start, length)| range(start, length.into())).collect();
+            let areas = region.mappable_areas(PAGE, &holes);
+            for area in &areas {
+                prop_assert!(area.start.is_multiple_of(PAGE) && area.end.is_multiple_of(PAGE));
+                prop_assert!(area.start < area.end && area.end <= size);
+                for hole in holes.iter().filter(|hole| !hole.is_empty()) {
+                    prop_assert!(hole.end <= area.start || area.end <= hole.start, "{hole:x?} in {area:x?}");
+                }
+            }
+            prop_assert!(areas.is_sorted_by_key(|area| area.start));
+        }
+
         #[test]
         fn any_bytes_decode_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
             let _ = Region::decode(&bytes);

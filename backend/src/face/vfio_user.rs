@@ -2,20 +2,21 @@
 
 //! The vfio-user face: one device, as a VMM's vfio-user client sees it.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::ops::Range;
+use std::sync::Arc;
 
 use protocol::extension::Cookie;
 use protocol::vfio_user::{
-    self as wire, Capabilities, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, RegionAccess, RegionInfo, Reply,
-    Request, SetIrqs,
+    self as wire, Capabilities, DeviceInfo, DmaMap, DmaUnmap, FeatureRequest, IrqInfo, RegionAccess,
+    RegionDescription, RegionInfo, RegionWrite, Reply, Request, SetIrqs, SparseMmapArea,
 };
 use rustix::io::Errno;
-use vfio::irq::{IrqData, IrqSet};
-use vfio::{Access, CallError, IrqAction, IrqIndex, RegionIndex};
+use vfio::{Access, CallError, IrqAction, IrqIndex, Region, RegionIndex};
 
 use super::memory_batch::MemoryBatch;
 use crate::address_space::ViewChange;
 use crate::failure::Failure;
+use crate::interrupts::{IrqChange, IrqChangeData};
 use crate::job::Job;
 use crate::machine::Machine;
 use crate::memory::view::MAX_MAPPINGS;
@@ -84,7 +85,9 @@ impl VfioUserSession {
     /// itself, or asks the kernel about the reset group, which waits for the reset or bind of a sibling.
     pub fn has_to_wait(&self, request: &Request, machine: &Machine) -> bool {
         match request {
-            Request::DeviceReset | Request::GetInfo => true,
+            Request::DeviceReset
+            | Request::GetInfo
+            | Request::DeviceFeature(FeatureRequest::GetResetGroup { .. }) => true,
             Request::RegionWrite { access, data } => self.is_slow(access, data, machine),
             _ => false,
         }
@@ -125,9 +128,10 @@ impl VfioUserSession {
                 return unmapped(unmap).map(|change| Step::Memory(change, Reply::DmaUnmap(echo)));
             }
             Request::GetInfo => self.device_info(machine)?,
-            Request::GetRegionInfo { index, .. } => self.region_info(index, machine)?,
+            Request::GetRegionInfo { index, argsz } => self.region_info(index, argsz, machine)?,
+            Request::GetRegionIoFds { index } => self.region_io_fds(index, machine)?,
             Request::GetIrqInfo { index } => self.irq_info(index, machine)?,
-            Request::SetIrqs(set) => self.set_irqs(&set, machine)?,
+            Request::SetIrqs(set) => self.set_irqs(set, machine)?,
             Request::RegionRead(access) => self.read(access, machine)?,
             Request::RegionWrite { access, data } if self.is_slow(&access, &data, machine) => {
                 machine.note_write(self.cookie, RegionIndex(access.region), access.offset, &data);
@@ -135,6 +139,8 @@ impl VfioUserSession {
                 return Ok(Step::Job(job, Reply::RegionWrite(access)));
             }
             Request::RegionWrite { access, data } => self.write(access, &data, machine)?,
+            Request::RegionWriteMulti(writes) => self.write_all(&writes, machine)?,
+            Request::DeviceFeature(feature) => self.feature(feature, machine)?,
             Request::DeviceReset => {
                 return machine.reset_for_client(self.cookie).map(Step::Reset);
             }
@@ -174,18 +180,46 @@ impl VfioUserSession {
         }))
     }
 
-    fn region_info(&self, index: u32, machine: &Machine) -> Result<Reply, Failure> {
-        let device = &machine.device(self.cookie)?.device;
-        let region = device.region(RegionIndex(index)).ok_or_else(|| Failure::no_such_region(index))?;
-        // Every access is a message: nothing can be mapped, and so there is no descriptor and no sparse area.
-        Ok(Reply::RegionInfo(RegionInfo {
+    fn region_info(&self, index: u32, room: u32, machine: &mut Machine) -> Result<Reply, Failure> {
+        let exposed = machine.expose(self.cookie, RegionIndex(index))?;
+        let region = self.region(index, machine)?;
+        let mut info = RegionInfo {
             argsz: RegionInfo::SIZE,
             flags: region.flags & (RegionInfo::READ | RegionInfo::WRITE),
             index,
             cap_offset: 0,
             size: region.size,
             offset: 0,
-        }))
+        };
+        let (mut areas, mut file) = (Vec::new(), None);
+        if let Some(exposed) = exposed {
+            info.flags |= RegionInfo::MMAP;
+            info.offset = region.offset;
+            file = Some(exposed.file);
+            if !matches!(exposed.areas.as_slice(), [whole] if *whole == (0..region.size)) {
+                areas = exposed.areas.into_iter().map(area).collect();
+            }
+        }
+        Ok(Reply::RegionInfo { description: RegionDescription { info, areas, file }, room })
+    }
+
+    fn region_io_fds(&self, index: u32, machine: &Machine) -> Result<Reply, Failure> {
+        // A write to an eventfd in place of a register would be out of our sight, and of that of a reset.
+        self.region(index, machine).map(|_| Reply::RegionIoFds { index })
+    }
+
+    fn region<'a>(&self, index: u32, machine: &'a Machine) -> Result<&'a Region, Failure> {
+        let device = &machine.device(self.cookie)?.device;
+        device.region(RegionIndex(index)).ok_or_else(|| Failure::no_such_region(index))
+    }
+
+    fn feature(&self, feature: FeatureRequest, machine: &Machine) -> Result<Reply, Failure> {
+        match feature {
+            FeatureRequest::ProbeResetGroup { flags } => Ok(Reply::FeatureProbed { flags }),
+            FeatureRequest::GetResetGroup { first_row, max_rows } => {
+                machine.reset_group(self.cookie, first_row, max_rows).map(Reply::ResetGroup)
+            }
+        }
     }
 
     fn irq_info(&self, index: u32, machine: &Machine) -> Result<Reply, Failure> {
@@ -199,26 +233,25 @@ impl VfioUserSession {
         Ok(Reply::IrqInfo(IrqInfo { argsz: IrqInfo::SIZE, flags, index, count }))
     }
 
-    fn set_irqs(&self, set: &SetIrqs, machine: &mut Machine) -> Result<Reply, Failure> {
+    fn set_irqs(&self, set: SetIrqs, machine: &mut Machine) -> Result<Reply, Failure> {
         let index = irq_index(set.index)?;
         let action = match set.action {
             wire::IrqAction::Mask => IrqAction::Mask,
             wire::IrqAction::Unmask => IrqAction::Unmask,
             wire::IrqAction::Trigger => IrqAction::Trigger,
         };
-        let (eventfds, bools);
-        let data = match &set.data {
-            wire::IrqData::None => IrqData::None(set.count),
-            wire::IrqData::Bools(values) => {
-                bools = values.iter().map(|value| u8::from(*value)).collect::<Vec<_>>();
-                IrqData::Bool(&bools)
+        let data = match set.data {
+            wire::IrqData::None => IrqChangeData::None(set.count),
+            wire::IrqData::Bools(values) => IrqChangeData::Bools(values.into_iter().map(u8::from).collect()),
+            // Without descriptors each of the vectors loses its eventfd.
+            wire::IrqData::Eventfds(fds) if fds.is_empty() => {
+                IrqChangeData::Eventfds((0..set.count).map(|_| None).collect())
             }
             wire::IrqData::Eventfds(fds) => {
-                eventfds = eventfds_of(fds, set.count);
-                IrqData::Eventfd(&eventfds)
+                IrqChangeData::Eventfds(fds.into_iter().map(|fd| Some(Arc::new(fd))).collect())
             }
         };
-        machine.set_irqs(self.cookie, &IrqSet { index, start: set.start, action, data })?;
+        machine.set_irqs(self.cookie, IrqChange { index, start: set.start, action, data })?;
         Ok(Reply::Done)
     }
 
@@ -250,6 +283,33 @@ impl VfioUserSession {
         machine.note_write(self.cookie, region, access.offset, data);
         Ok(Reply::RegionWrite(access))
     }
+
+    /// Does several writes, in order, up to the first that the kernel refuses. Where one of them cannot be done here, none is.
+    fn write_all(&self, writes: &[RegionWrite], machine: &mut Machine) -> Result<Reply, Failure> {
+        for write in writes {
+            let access = write.access();
+            let region = self.region(access.region, machine)?;
+            if !region.is_writable() || !region.contains(access.offset, access.count.into()) {
+                return Err(Failure::no_such_region(access.region));
+            }
+            if self.is_slow(&access, write.bytes(), machine) {
+                return Err(Failure::slow_write_among_others(access.offset));
+            }
+        }
+        let mut done = 0;
+        for write in writes {
+            match self.write(write.access(), write.bytes(), machine) {
+                Ok(_) => done += 1,
+                Err(failure) if done == 0 => return Err(failure),
+                Err(_) => break,
+            }
+        }
+        Ok(Reply::RegionWriteMulti(done))
+    }
+}
+
+fn area(range: Range<u64>) -> SparseMmapArea {
+    SparseMmapArea { offset: range.start, size: range.end - range.start }
 }
 
 fn unmapped(unmap: DmaUnmap) -> Result<ViewChange, Failure> {
@@ -265,12 +325,4 @@ fn guest_range(address: GuestAddress, size: u64) -> Result<GuestRange, Failure> 
 
 fn irq_index(number: u32) -> Result<IrqIndex, Failure> {
     IrqIndex::from_number(number).ok_or_else(|| Failure::no_such_irq(number))
-}
-
-/// Without descriptors each of the vectors loses its eventfd.
-fn eventfds_of<F: AsFd>(fds: &[F], count: u32) -> Vec<Option<BorrowedFd<'_>>> {
-    if fds.is_empty() {
-        return (0..count).map(|_| None).collect();
-    }
-    fds.iter().map(|fd| Some(fd.as_fd())).collect()
 }

@@ -264,6 +264,17 @@ impl Failure {
         )
     }
 
+    /// One client at a time.
+    pub fn second_client(cookie: u64) -> Self {
+        failure(
+            "second-client",
+            Errno::BUSY,
+            format!("another client of device {cookie:#x} was turned away"),
+            "a data face has one at a time",
+            "Connect again when the other one has gone",
+        )
+    }
+
     /// One data face at a time.
     pub fn already_served(device: PciAddress) -> Self {
         failure(

@@ -74,6 +74,17 @@ impl Failure {
         )
     }
 
+    /// One of several writes would take its time.
+    pub fn slow_write_among_others(offset: u64) -> Self {
+        failure(
+            "slow-write",
+            Errno::OPNOTSUPP,
+            format!("writes that include config register {offset:#x} were refused, none was done"),
+            "the kernel takes its time over that register, and does not do so among others",
+            "write it with REGION_WRITE",
+        )
+    }
+
     /// Not an interrupt index of PCI.
     pub fn no_such_irq(index: u32) -> Self {
         failure(

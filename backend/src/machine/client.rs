@@ -2,14 +2,28 @@
 
 //! The clients of the devices' data faces: they come, do something to the device, and go.
 
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+
 use protocol::extension::Cookie;
-use vfio::RegionIndex;
-use vfio::irq::IrqSet;
+use rustix::io::Errno;
+use vfio::{CallError, Object, RegionIndex};
 
 use super::Machine;
 use crate::device::DataFace;
 use crate::failure::Failure;
+use crate::interrupts::IrqChange;
+use crate::policy::BarAccess;
 use crate::reset::engine::{Event, Vm, touch};
+
+/// What a client needs to map a BAR.
+#[derive(Debug)]
+pub struct Exposed {
+    /// The parts of the BAR that it may map.
+    pub areas: Vec<Range<u64>>,
+    /// The device.
+    pub file: OwnedFd,
+}
 
 impl Machine {
     /// A data face was set up for the device and waits for a client.
@@ -43,10 +57,10 @@ impl Machine {
     }
 
     /// The client's `SET_IRQS`.
-    pub fn set_irqs(&mut self, cookie: Cookie, set: &IrqSet<'_>) -> Result<(), Failure> {
-        self.device_mut(cookie)?.set_irqs(set).map_err(Failure::device_call)?;
+    pub fn set_irqs(&mut self, cookie: Cookie, change: IrqChange) -> Result<(), Failure> {
+        let outcome = self.device_mut(cookie)?.set_irqs(change);
         self.note_usage(cookie);
-        Ok(())
+        outcome.map_err(Failure::device_call)
     }
 
     /// The client writes to a region.
@@ -62,6 +76,33 @@ impl Machine {
         if is_config {
             self.note_usage(cookie);
         }
+    }
+
+    /// What of a BAR the client of its device may map, and the file to do it with. Nothing, unless the server was told to let
+    /// clients map.
+    ///
+    /// # Errors
+    ///
+    /// There is no such device, or no room for a copy of its descriptor.
+    pub fn expose(&mut self, cookie: Cookie, region: RegionIndex) -> Result<Option<Exposed>, Failure> {
+        if self.policies.bar_access == BarAccess::Trap {
+            return Ok(None);
+        }
+        let device = self.device_mut(cookie)?;
+        let areas = device.mappable_areas(region);
+        if areas.is_empty() {
+            return Ok(None);
+        }
+        let file = device.device.file().try_clone_to_owned().map_err(|error| {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::MFILE);
+            let object = Object::Device(device.device.address());
+            Failure::device_call(CallError { call: "F_DUPFD_CLOEXEC", object, errno })
+        })?;
+        if !device.is_exposed {
+            device.is_exposed = true;
+            log::warn!("event=device-exposed device={} cookie={:#x}", device.function.address, cookie.0);
+        }
+        Ok(Some(Exposed { areas, file }))
     }
 
     /// The job is done with its devices.

@@ -18,7 +18,7 @@ use vfio::Sysfs;
 use super::Machine;
 use crate::failure::Failure;
 use crate::reset::engine::{
-    Access, Action, Announcement, AuditOutcome, Event, Loss, RequestId, ResetId, Rung, Verdict,
+    Access, Action, Announcement, AuditOutcome, Event, Loss, RequestId, ResetId, Restoration, Rung, Verdict,
 };
 use crate::reset::report;
 use crate::reset::step::Step;
@@ -48,12 +48,11 @@ impl Machine {
 
     /// A step of a reset is done.
     pub fn step_done(&mut self, event: Event) {
-        if let Event::Quiesced(_, cookie, Ok(())) = event
+        // What could not be restored was stopped.
+        if let Event::Restored(_, cookie, Err(_)) = event
             && let Some(device) = self.devices.get_mut(&cookie)
         {
-            device.note_quiesced();
-            let usage = device.usage();
-            self.drive(Event::Used(cookie, usage));
+            device.note_cleared();
         }
         self.drive(event);
     }
@@ -122,18 +121,18 @@ impl Machine {
         while let Some(event) = events.pop_front() {
             for action in self.engine.handle(event, Instant::now()) {
                 match self.act(action) {
-                    Ok(effect) => self.effects.push(effect),
+                    Ok(effect) => self.effects.extend(effect),
                     Err(failed) => events.push_back(failed),
                 }
             }
         }
     }
 
-    /// The effect of an action, or what came of it at once.
-    fn act(&mut self, action: Action) -> Result<Effect, Event> {
+    /// The effect of an action, if there is more to do, or what came of it at once.
+    fn act(&mut self, action: Action) -> Result<Option<Effect>, Event> {
         const GONE: Errno = Errno::NODEV;
         let device = |cookie: &Cookie| self.devices.get(cookie);
-        Ok(match action {
+        Ok(Some(match action {
             Action::Query(reset, cookie) => {
                 let device = device(&cookie).ok_or(Event::Queried(reset, Err(GONE)))?;
                 Effect::Step(Step::Query(reset, Arc::clone(&device.device)))
@@ -146,9 +145,22 @@ impl Machine {
                 let device = device(&cookie).ok_or(Event::Attempted(reset, Err(GONE)))?;
                 Effect::Step(Step::Attempt(reset, Arc::clone(&device.device), method))
             }
-            Action::Restore(reset, cookie) => {
-                let device = device(&cookie).ok_or(Event::Restored(reset, cookie, Err(GONE)))?;
-                Effect::Step(Step::Restore(reset, cookie, device.quiescer()))
+            Action::Restore(reset, cookie, restoration) => {
+                let device = self.devices.get_mut(&cookie);
+                let device = device.ok_or(Event::Restored(reset, cookie, Err(GONE)))?;
+                // What a client has set up that is gone is not for the next.
+                let restoration = if device.is_left { Restoration::Cleared } else { restoration };
+                let quiescer = device.quiescer();
+                if restoration == Restoration::Cleared {
+                    device.note_cleared();
+                }
+                Effect::Step(Step::Restore(reset, cookie, quiescer, restoration))
+            }
+            Action::RaiseError(cookie) => {
+                if let Some(device) = device(&cookie) {
+                    device.raise_error();
+                }
+                return Ok(None);
             }
             Action::SetAccess(cookie, access) => {
                 // What the reset has put back for a client that is gone goes, too.
@@ -178,7 +190,7 @@ impl Machine {
                 let event = self.announce(reset, announcement);
                 Effect::Event(EventKinds::RESETS, ServerRequest::Reset(event))
             }
-        })
+        }))
     }
 
     /// A line in the log, and the event for those who have subscribed.

@@ -129,6 +129,10 @@ impl Machine {
             Deadline::outlasting(now + DEFAULT_RESET_DEADLINE, LONGEST_ATTEMPT)
         };
         let id = self.new_request(cookie)?;
+        if self.device(cookie)?.is_exposed {
+            // Whether somebody has done something to it since its last reset, nobody here has seen.
+            self.drive(Event::Touched(cookie));
+        }
         let (policy, when) = (self.policies.sanitizing, SystemTime::now());
         self.drive(Event::Sanitize(Sanitization {
             id,

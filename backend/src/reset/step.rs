@@ -10,7 +10,7 @@ use std::sync::Arc;
 use protocol::extension::{Cookie, ResetMethod, ResetOutcome};
 use vfio::{CallError, Device, HotReset};
 
-use super::engine::{Event, ResetId, Scope};
+use super::engine::{Event, ResetId, Restoration, Scope};
 use super::group::ResetGroup;
 use crate::device::Quiescer;
 use crate::worker::{Work, Worker};
@@ -29,7 +29,7 @@ pub enum Step {
     /// Reset.
     Attempt(ResetId, Arc<Device>, ResetMethod),
     /// Put the device in order.
-    Restore(ResetId, Cookie, Quiescer),
+    Restore(ResetId, Cookie, Quiescer, Restoration),
 }
 
 impl Step {
@@ -54,8 +54,9 @@ impl Step {
             Self::Attempt(reset, device, method) => {
                 Event::Attempted(reset, attempt(&device, method).map_err(|error| error.errno))
             }
-            Self::Restore(reset, cookie, device) => {
-                Event::Restored(reset, cookie, device.restore().map_err(|error| error.errno))
+            Self::Restore(reset, cookie, device, restoration) => {
+                let result = device.restore(restoration);
+                Event::Restored(reset, cookie, result.map_err(|error| error.errno))
             }
         }
     }

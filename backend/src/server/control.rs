@@ -9,7 +9,8 @@ use protocol::{ControlReply, ControlRequest, Frame, ReceiveError, RequestNumber,
 
 use super::poller::Token;
 use super::reset::Handout;
-use super::{Asker, ControlPeer, Endpoint, Server};
+use super::work::Asker;
+use super::{ControlPeer, Endpoint, Server};
 use crate::face::control::{ControlSession, Step};
 use crate::failure::Failure;
 use crate::owner::ConnectionId;
@@ -176,7 +177,7 @@ impl Server {
         }
         peer.session.note(request, reply);
         let is_answered = request.is_always_answered() || peer.session.acknowledges(header.needs_reply());
-        if is_answered && peer.send(VhostUserHeader::reply(request), &reply.encode(request)).is_err() {
+        if is_answered && peer.send(VhostUserHeader::reply(request), &reply.encode(request), &[]).is_err() {
             return self.close_control(token, &peer);
         }
         self.keep_control(token, peer);
@@ -200,7 +201,7 @@ impl Server {
             log::warn!("event=connection-broken connection={} reason=\"{failure}\"", token.0);
             let request = peer.partial_header().map_or(RequestNumber::NONE, |header| header.request);
             // The peer may be gone: then there is nobody to tell.
-            let _ = peer.send(VhostUserHeader::reply(request), &failure.refusal(error.errno()));
+            let _ = peer.send(VhostUserHeader::reply(request), &failure.refusal(error.errno()), &[]);
         }
         self.close_control(token, &peer);
     }

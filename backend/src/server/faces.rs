@@ -51,11 +51,10 @@ impl Server {
         token
     }
 
-    /// One client at a time: a second one finds the connection closed.
+    /// One client at a time: a second one is turned away.
     pub(super) fn add_vfio_user(&mut self, cookie: Cookie, stream: UnixStream, face: DataFace) {
         if self.machine.device(cookie).is_ok_and(|device| device.face.is_connected()) {
-            log::warn!("event=second-client-refused cookie={:#x}", cookie.0);
-            return;
+            return self.turn_away(cookie, stream);
         }
         let token = self.new_token();
         let vm = vm_of(&stream, token);

@@ -10,7 +10,9 @@ pub mod peer;
 pub mod poller;
 pub mod refusals;
 mod reset;
+mod turned_away;
 mod vfio_user;
+mod work;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -20,8 +22,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use protocol::extension::Cookie;
-use protocol::vfio_user::{Reply, Request as VfioUserRequest, VfioUserHeader};
-use protocol::{ControlReply, ControlRequest, ReceiveError, VhostUserHeader};
+use protocol::vfio_user::{Request as VfioUserRequest, VfioUserHeader};
+use protocol::{ControlRequest, ReceiveError, VhostUserHeader};
 use sandbox::{Filters, Thread};
 
 use self::channel::Channel;
@@ -29,9 +31,10 @@ use self::listening::Doorkeeper;
 use self::peer::Peer;
 use self::poller::{Interest, Poller, Token, Watched};
 use self::reset::Handout;
+use self::turned_away::TurnedAway;
+use self::work::Asker;
 use crate::device::DataFace;
 use crate::face::control::ControlSession;
-use crate::face::memory_batch::Answers;
 use crate::face::vfio_user::VfioUserSession;
 use crate::failure::Failure;
 use crate::job::Job;
@@ -53,6 +56,7 @@ enum Endpoint {
     Control(ControlPeer),
     FaceListener(Cookie, Watched<UnixListener>),
     VfioUser(VfioUserPeer),
+    TurnedAway(Box<TurnedAway>),
     /// The server channel of this control client: all that can come is its end.
     Channel(Token),
     /// Readable when a job has finished.
@@ -63,18 +67,6 @@ enum Endpoint {
     Notice(Cookie, NoticeKind, Watched<Arc<OwnedFd>>),
     /// Readable when the process shall end.
     Termination(Watched<UnixStream>),
-}
-
-/// Who gets the answer of the job in flight, or of a request to the reset engine.
-#[derive(Debug)]
-enum Asker {
-    Control(Token, VhostUserHeader),
-    /// With what the answer is if the job is done well.
-    VfioUser(Token, VfioUserHeader, Reply),
-    /// Changes of a client's memory.
-    Memory(Token, Answers),
-    /// It was nobody's request.
-    Nobody,
 }
 
 /// The server process.
@@ -169,6 +161,8 @@ impl Server {
             let deadline = deadlines.chain(self.machine.wakes_at()).chain(self.polls_at()).min();
             let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             self.poller.wait(timeout, &mut ready)?;
+            // Who comes after somebody has gone shall not be taken for a second client.
+            ready.sort_by_key(|token| matches!(self.endpoints.get(token), Some(Endpoint::FaceListener(..))));
             for token in &ready {
                 self.handle_event(*token);
             }
@@ -198,21 +192,6 @@ impl Server {
         self.is_terminated || self.lifelines.iter().any(|token| !self.endpoints.contains_key(token))
     }
 
-    /// The next closed connection whose devices are at rest.
-    fn next_withdrawal(&mut self) -> Option<ConnectionId> {
-        for (place, connection) in self.withdrawals.iter().enumerate() {
-            let in_reset = self.machine.in_reset_of(*connection);
-            if in_reset.is_empty() {
-                return self.withdrawals.remove(place);
-            }
-            // Perhaps the kernel puts the reset off for who waits for just these devices.
-            for cookie in in_reset {
-                self.machine.want_back(cookie);
-            }
-        }
-        None
-    }
-
     /// An endpoint leaves the table while it is served, and comes back if it stays.
     fn handle_event(&mut self, token: Token) {
         let Some(endpoint) = self.endpoints.remove(&token) else { return };
@@ -231,6 +210,7 @@ impl Server {
             }
             Endpoint::Control(peer) => self.control_ready(token, peer),
             Endpoint::VfioUser(peer) => self.vfio_user_ready(token, peer),
+            Endpoint::TurnedAway(client) => self.turned_away_ready(token, client),
             Endpoint::Channel(client) => {
                 // It says nothing but that it ends.
                 self.endpoints.insert(token, Endpoint::Channel(client));
@@ -282,98 +262,13 @@ impl Server {
         Token(self.next_token)
     }
 
-    /// Hands a job to the worker. The one before must have finished.
-    fn submit(&mut self, job: Job, asker: Asker) {
-        self.in_flight = Some(asker);
-        if let Err(error) = self.worker.submit(0, job) {
-            log::error!("event=worker-lost reason=\"{error}\"");
-            self.is_terminated = true;
-        }
-    }
-
-    /// Gives the answer to whoever asked, if they are still there.
-    fn deliver(&mut self, asker: Asker, answer: Result<Answer, Failure>) {
-        match asker {
-            Asker::Control(token, header) => {
-                if let Some(Endpoint::Control(mut peer)) = self.endpoints.remove(&token) {
-                    peer.is_served_by_job = false;
-                    let reply = answer.map_or_else(ControlReply::from, ControlReply::from);
-                    self.reply_control(token, peer, header, &reply);
-                }
-            }
-            Asker::VfioUser(token, header, reply) => {
-                if let Some(Endpoint::VfioUser(mut peer)) = self.endpoints.remove(&token) {
-                    peer.is_served_by_job = false;
-                    self.reply_vfio_user(token, peer, header, answer.map(|_| reply));
-                }
-            }
-            Asker::Memory(token, answers) => {
-                if let Some(Endpoint::VfioUser(peer)) = self.endpoints.remove(&token) {
-                    match answer {
-                        Ok(Answer::Memory(outcomes)) => {
-                            self.reply_to_batch(token, peer, answers.with(outcomes));
-                        }
-                        Ok(_) => self.reply_to_batch(token, peer, answers.with([])),
-                        Err(failure) => self.reply_to_batch(token, peer, answers.refused(&failure)),
-                    }
-                }
-            }
-            Asker::Nobody => {
-                if let Err(failure) = answer {
-                    log::error!("event=job-failed reason=\"{failure}\"");
-                }
-            }
-        }
-    }
-
-    /// Does what resets want done, and what waited for the job that has finished: first what closed connections leave
-    /// behind, then requests.
-    fn proceed(&mut self) {
-        self.carry_out_effects();
-        while self.in_flight.is_none() {
-            if let Some(cookie) = self.left_views.pop_front() {
-                if let Some(job) = self.machine.drop_view(cookie) {
-                    self.submit(job, Asker::Nobody);
-                }
-            } else if let Some(connection) = self.next_withdrawal() {
-                if let Some(job) = self.machine.withdraw(connection) {
-                    self.close_faces_of_removed();
-                    self.submit(job, Asker::Nobody);
-                }
-            } else if let Some(token) = self.waiting.pop_front() {
-                self.resume(token);
-            } else {
-                break;
-            }
-        }
-        self.carry_out_effects();
-        self.watch_groups();
-    }
-
-    fn resume(&mut self, token: Token) {
-        match self.endpoints.remove(&token) {
-            Some(Endpoint::Control(mut peer)) => match peer.held.take() {
-                Some((header, request)) => self.start_control(token, peer, header, request),
-                None => self.keep_control(token, peer),
-            },
-            Some(Endpoint::VfioUser(peer)) if peer.session.batch.is_closed() => {
-                self.carry_out_batch(token, peer);
-            }
-            Some(Endpoint::VfioUser(mut peer)) => match peer.held.take() {
-                Some((header, request)) => self.start_vfio_user(token, peer, header, request),
-                None => self.keep_vfio_user(token, peer),
-            },
-            Some(other) => drop(self.endpoints.insert(token, other)),
-            None => {}
-        }
-    }
-
     fn deadlines(&self) -> impl Iterator<Item = Instant> {
         self.endpoints.values().filter_map(|endpoint| match endpoint {
             Endpoint::Control(peer) => peer.deadline(),
             Endpoint::VfioUser(peer) => {
                 [peer.deadline(), peer.session.batch.due()].into_iter().flatten().min()
             }
+            Endpoint::TurnedAway(client) => Some(client.deadline),
             _ => None,
         })
     }
@@ -388,6 +283,7 @@ impl Server {
             .filter(|(_, endpoint)| match endpoint {
                 Endpoint::Control(peer) => is_overdue(peer.deadline()),
                 Endpoint::VfioUser(peer) => is_overdue(peer.deadline()),
+                Endpoint::TurnedAway(client) => is_overdue(Some(client.deadline)),
                 _ => false,
             })
             .map(|(token, _)| *token)

@@ -2,6 +2,7 @@
 
 //! A connected client of a face: its socket, its session, and the request that waits for its turn.
 
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -45,8 +46,8 @@ impl<H: Header, S, R> Peer<H, S, R> {
     }
 
     /// Sends a reply; what the socket does not take now is sent when it does.
-    pub fn send(&mut self, header: H, body: &[u8]) -> Result<(), SendError> {
-        self.connection.source.send_behind(header, body)
+    pub fn send(&mut self, header: H, body: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), SendError> {
+        self.connection.source.send_behind(header, body, descriptors)
     }
 
     /// The header of the message that cannot be received, if that much of it came.

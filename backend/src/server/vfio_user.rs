@@ -9,7 +9,8 @@ use protocol::vfio_user::{Reply, Request, VfioUserHeader};
 use protocol::{Frame, ReceiveError, SendError};
 
 use super::poller::Token;
-use super::{Asker, Endpoint, Server, VfioUserPeer};
+use super::work::Asker;
+use super::{Endpoint, Server, VfioUserPeer};
 use crate::face::vfio_user::{Step, VfioUserSession};
 use crate::failure::Failure;
 use crate::reset::engine::{Access, Occasion};
@@ -208,18 +209,18 @@ fn answer(
     header: VfioUserHeader,
     outcome: Result<Reply, Failure>,
 ) -> Result<(), SendError> {
-    let (header_of_reply, body) = match outcome {
-        Ok(reply) => (header.reply(), reply.encode()),
-        Err(failure) => {
-            if let Some(number) = peer.refusals.note() {
-                log::warn!(
-                    "event=refused connection={} number={number} command={} reason=\"{failure}\"",
-                    token.0,
-                    header.command
-                );
-            }
-            (header.error_reply(failure.errno), Vec::new())
-        }
-    };
-    if header.wants_no_reply() { Ok(()) } else { peer.send(header_of_reply, &body) }
+    if let Err(failure) = &outcome
+        && let Some(number) = peer.refusals.note()
+    {
+        log::warn!(
+            "event=refused connection={} number={number} command={} reason=\"{failure}\"",
+            token.0,
+            header.command
+        );
+    }
+    match outcome {
+        _ if header.wants_no_reply() => Ok(()),
+        Ok(reply) => peer.send(header.reply(), &reply.encode(), reply.descriptor().as_slice()),
+        Err(failure) => peer.send(header.error_reply(failure.errno), &[], &[]),
+    }
 }

@@ -318,6 +318,39 @@ fn descriptors_are_not_sent_later_than_their_message() {
 }
 
 #[test]
+fn messages_behind_an_unsent_one_come_in_order_and_each_with_its_descriptors() {
+    let (mut server, peer) = server();
+    let mut client = Server::new(peer, Endpoint::Client);
+    let header = VhostUserHeader::reply(RequestNumber::VERSION);
+    let mut sent = 0_u32;
+    while !server.has_unsent() {
+        server.send(header, &[sent.to_ne_bytes().as_slice(), &[0; 4000]].concat(), &[]).unwrap();
+        sent += 1;
+    }
+    let witnesses: Vec<_> = (0..3).map(|_| Witness::new()).collect();
+    for witness in &witnesses {
+        server.send_behind(header, &sent.to_ne_bytes(), &[witness.writer.as_fd()]).unwrap();
+        server.send_behind(header, &(sent + 1).to_ne_bytes(), &[]).unwrap();
+        sent += 2;
+    }
+    let mut with_descriptors = Vec::new();
+    for number in 0..sent {
+        let frame = loop {
+            if let Some(frame) = client.receive().unwrap() {
+                break frame;
+            }
+            server.flush().unwrap();
+        };
+        assert_eq!(frame.body[..4], number.to_ne_bytes());
+        if matches!(frame.descriptors, Descriptors::Complete(descriptors) if descriptors.len() == 1) {
+            with_descriptors.push(number);
+        }
+    }
+    assert_eq!(with_descriptors, [sent - 6, sent - 4, sent - 2]);
+    witnesses.into_iter().for_each(Witness::assert_every_copy_is_closed);
+}
+
+#[test]
 fn a_message_beyond_the_limits_is_not_sent() {
     let (mut server, mut peer) = server();
     let witness = Witness::new();

@@ -70,11 +70,11 @@ macro_rules! numbered {
 use numbered;
 
 /// Reads a `T` from the front of `bytes`: the value and what follows it.
-fn split<T: TryFromBytes>(bytes: &[u8]) -> Option<(T, &[u8])> {
+pub(crate) fn split<T: TryFromBytes>(bytes: &[u8]) -> Option<(T, &[u8])> {
     T::try_read_from_prefix(bytes).ok()
 }
 
 /// Reads as many `T` as fill `bytes`; `None` if something is left over or is not a `T`.
-fn read_all<T: TryFromBytes>(bytes: &[u8]) -> Option<Vec<T>> {
+pub(crate) fn read_all<T: TryFromBytes>(bytes: &[u8]) -> Option<Vec<T>> {
     bytes.chunks(size_of::<T>()).map(|item| T::try_read_from_bytes(item).ok()).collect()
 }

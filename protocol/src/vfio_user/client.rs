@@ -13,12 +13,15 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::command::Command;
 use super::dma::{DmaMap, DmaMapPayload, DmaUnmapPayload};
 use super::error::RequestError;
+use super::feature::{self, DeviceFeature};
 use super::header::{MAX_DATA, VfioUserHeader};
 use super::irq::{IrqData, SetIrqs};
 use super::message::{DeviceInfo, IrqInfo, RegionAccess, RegionInfo};
+use super::region::{RegionDescription, RegionIoFds, RegionWrite};
 use super::version::{Capabilities, MINOR, Proposal};
 use crate::connection::{Connection, ReceiveError, SendError};
-use crate::frame::Endpoint;
+use crate::extension::ResetGroupPage;
+use crate::frame::{Descriptors, Endpoint, Frame};
 
 /// Why a call had no result.
 #[derive(Debug, Error)]
@@ -110,6 +113,29 @@ impl Client {
         self.exchange(Command::DEVICE_GET_REGION_INFO, &request)
     }
 
+    /// Describes a region, with what of it can be mapped and by which file.
+    pub fn region(&mut self, index: u32) -> Result<RegionDescription, ClientError> {
+        let command = Command::DEVICE_GET_REGION_INFO;
+        let mut request =
+            RegionInfo { argsz: RegionInfo::SIZE, flags: 0, index, cap_offset: 0, size: 0, offset: 0 };
+        let mut reply = self.exchange_frame(command, request.as_bytes(), &[])?;
+        if let Some(argsz) = RegionDescription::more_than(&reply.body, request.argsz) {
+            request.argsz = argsz;
+            reply = self.exchange_frame(command, request.as_bytes(), &[])?;
+        }
+        let file = match reply.descriptors {
+            Descriptors::Complete(mut files) => files.pop(),
+            Descriptors::Truncated => None,
+        };
+        RegionDescription::parse(&reply.body, file).ok_or(ClientError::Malformed { command })
+    }
+
+    /// How many descriptors stand for parts of a region.
+    pub fn region_io_fds(&mut self, index: u32) -> Result<u32, ClientError> {
+        let request = RegionIoFds { argsz: RegionIoFds::SIZE, flags: 0, index, count: 0 };
+        self.exchange(Command::DEVICE_GET_REGION_IO_FDS, &request).map(|reply: RegionIoFds| reply.count)
+    }
+
     /// Describes an interrupt index.
     pub fn irq_info(&mut self, index: u32) -> Result<IrqInfo, ClientError> {
         let request = IrqInfo { argsz: IrqInfo::SIZE, flags: 0, index, count: 0 };
@@ -150,6 +176,33 @@ impl Client {
         }
     }
 
+    /// Writes to regions, one after the other, and gives how many of the writes were done.
+    pub fn region_write_multi(&mut self, writes: &[RegionWrite]) -> Result<u64, ClientError> {
+        let command = Command::REGION_WRITE_MULTI;
+        let reply = self.call(command, &RegionWrite::encode_all(writes), &[])?;
+        u64::read_from_bytes(&reply).map_err(|_| ClientError::Malformed { command })
+    }
+
+    /// Whether the server tells of the device's reset group.
+    pub fn has_reset_group(&mut self) -> Result<bool, ClientError> {
+        let feature = DeviceFeature {
+            argsz: 8,
+            flags: DeviceFeature::PROBE | DeviceFeature::GET | DeviceFeature::RESET_GROUP,
+        };
+        match self.exchange(Command::DEVICE_FEATURE, &feature) {
+            Ok(reply) => Ok(reply == feature),
+            Err(ClientError::Refused { errno: Errno::NOTTY | Errno::OPNOTSUPP, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The device's reset group, and at most `max_rows` of its rows from `first_row` on.
+    pub fn reset_group(&mut self, first_row: u32, max_rows: u32) -> Result<ResetGroupPage, ClientError> {
+        let command = Command::DEVICE_FEATURE;
+        let reply = self.call(command, &feature::encode_wish(first_row, max_rows), &[])?;
+        feature::decode_reset_group(&reply).ok_or(ClientError::Malformed { command })
+    }
+
     /// Resets the device.
     pub fn device_reset(&mut self) -> Result<(), ClientError> {
         let reply = self.call(Command::DEVICE_RESET, &[], &[])?;
@@ -171,6 +224,15 @@ impl Client {
         body: &[u8],
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Vec<u8>, ClientError> {
+        self.exchange_frame(command, body, descriptors).map(|frame| frame.body)
+    }
+
+    fn exchange_frame(
+        &mut self,
+        command: Command,
+        body: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Frame<VfioUserHeader>, ClientError> {
         let id = self.next_id;
         self.next_id = id.wrapping_add(1);
         self.connection
@@ -185,7 +247,7 @@ impl Client {
         }
         match frame.header.error() {
             Some(errno) => Err(ClientError::Refused { command, errno }),
-            None => Ok(frame.body),
+            None => Ok(frame),
         }
     }
 }

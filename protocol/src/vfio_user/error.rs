@@ -50,6 +50,12 @@ pub enum RequestError {
         /// What it holds.
         value: u64,
     },
+    /// `DEVICE_FEATURE` is about a feature that the server does not have.
+    #[error("the device has no feature {feature:#x}")]
+    Feature {
+        /// Its number.
+        feature: u32,
+    },
     /// The other end speaks another major version.
     #[error("the other end speaks version {major} of vfio-user")]
     Major {
@@ -66,6 +72,7 @@ impl RequestError {
     pub fn errno(&self) -> Errno {
         match self {
             Self::Unsupported { .. } => Errno::OPNOTSUPP,
+            Self::Feature { .. } => Errno::NOTTY,
             Self::Major { .. } => Errno::PROTONOSUPPORT,
             Self::TooManyDescriptors { .. } => Errno::TOOBIG,
             Self::Size { .. } | Self::Descriptors { .. } | Self::Field { .. } | Self::Capabilities => {

@@ -50,6 +50,10 @@ impl RegionInfo {
     pub const READ: u32 = 1;
     /// Bit 1 of the flags: it can be written.
     pub const WRITE: u32 = 2;
+    /// Bit 2 of the flags: it can be mapped.
+    pub const MMAP: u32 = 4;
+    /// Bit 3 of the flags: capabilities follow.
+    pub const CAPS: u32 = 8;
     /// Size of the structure in bytes.
     pub const SIZE: u32 = 32;
 }

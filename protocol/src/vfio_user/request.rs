@@ -2,15 +2,20 @@
 
 //! The vfio-user commands that a data face answers, typed, and their replies.
 
+use std::os::fd::BorrowedFd;
+
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::command::Command;
 use super::dma::{DmaMap, DmaUnmap, DmaUnmapPayload};
 use super::error::RequestError;
+use super::feature::{self, FeatureRequest};
 use super::header::{MAX_DATA, VfioUserHeader};
 use super::irq::SetIrqs;
 use super::message::{DeviceInfo, IrqInfo, RegionAccess, RegionInfo};
+use super::region::{RegionDescription, RegionIoFds, RegionWrite};
 use super::version::Proposal;
+use crate::extension::ResetGroupPage;
 use crate::frame::{Descriptors, Frame};
 
 /// What a client asks for on the vfio-user face. Nothing is known yet about indexes, offsets and descriptors.
@@ -31,6 +36,11 @@ pub enum Request {
         /// How many bytes of reply the client has room for, at least 32.
         argsz: u32,
     },
+    /// `DEVICE_GET_REGION_IO_FDS`.
+    GetRegionIoFds {
+        /// Which region.
+        index: u32,
+    },
     /// `DEVICE_GET_IRQ_INFO`.
     GetIrqInfo {
         /// Which interrupt index.
@@ -47,8 +57,12 @@ pub enum Request {
         /// What to write.
         data: Vec<u8>,
     },
+    /// `REGION_WRITE_MULTI` of 1 to [`MAX_WRITES`](super::MAX_WRITES) writes of 1 to 8 bytes; no end wraps around.
+    RegionWriteMulti(Vec<RegionWrite>),
     /// `DEVICE_RESET`.
     DeviceReset,
+    /// `DEVICE_FEATURE`.
+    DeviceFeature(FeatureRequest),
 }
 
 impl Request {
@@ -95,6 +109,13 @@ impl Message {
                 self.check(argsz >= RegionInfo::SIZE, "argsz", argsz.into())?;
                 Ok(Request::GetRegionInfo { index, argsz })
             }
+            Command::DEVICE_GET_REGION_IO_FDS => {
+                let RegionIoFds { argsz, flags, index, count } = self.payload()?;
+                self.check(argsz >= RegionIoFds::SIZE, "argsz", argsz.into())?;
+                self.check(flags == 0, "flags", flags.into())?;
+                self.check(count == 0, "count", count.into())?;
+                Ok(Request::GetRegionIoFds { index })
+            }
             Command::DEVICE_GET_IRQ_INFO => {
                 let IrqInfo { argsz, index, .. } = self.payload()?;
                 self.check(argsz >= IrqInfo::SIZE, "argsz", argsz.into())?;
@@ -106,6 +127,8 @@ impl Message {
                 Ok(Request::RegionRead(access))
             }
             Command::REGION_WRITE => self.region_write(),
+            Command::REGION_WRITE_MULTI => RegionWrite::parse_all(&self.body).map(Request::RegionWriteMulti),
+            Command::DEVICE_FEATURE => FeatureRequest::parse(&self.body).map(Request::DeviceFeature),
             Command::DEVICE_RESET if self.body.is_empty() => Ok(Request::DeviceReset),
             Command::DEVICE_RESET => Err(self.bad_size(0)),
             command => Err(RequestError::Unsupported { command }),
@@ -162,7 +185,17 @@ pub enum Reply {
     /// To `DEVICE_GET_INFO`.
     Info(DeviceInfo),
     /// To `DEVICE_GET_REGION_INFO`.
-    RegionInfo(RegionInfo),
+    RegionInfo {
+        /// The region.
+        description: RegionDescription,
+        /// How many bytes the client has room for.
+        room: u32,
+    },
+    /// To `DEVICE_GET_REGION_IO_FDS`: no descriptors.
+    RegionIoFds {
+        /// Which region.
+        index: u32,
+    },
     /// To `DEVICE_GET_IRQ_INFO`.
     IrqInfo(IrqInfo),
     /// To `REGION_READ`.
@@ -174,6 +207,15 @@ pub enum Reply {
     },
     /// To `REGION_WRITE`: where it was written.
     RegionWrite(RegionAccess),
+    /// To `REGION_WRITE_MULTI`: how many writes were done.
+    RegionWriteMulti(u64),
+    /// To a `DEVICE_FEATURE` that only asks whether it can be done: it can.
+    FeatureProbed {
+        /// Those of the command.
+        flags: u32,
+    },
+    /// To a `DEVICE_FEATURE` that gets the reset group.
+    ResetGroup(ResetGroupPage),
 }
 
 impl Reply {
@@ -184,10 +226,25 @@ impl Reply {
             Self::Version(body) => body.clone(),
             Self::DmaUnmap(echo) => echo.as_bytes().to_vec(),
             Self::Info(info) => info.as_bytes().to_vec(),
-            Self::RegionInfo(info) => info.as_bytes().to_vec(),
+            Self::RegionInfo { description, room } => description.encode(*room),
+            Self::RegionIoFds { index } => {
+                let info = RegionIoFds { argsz: RegionIoFds::SIZE, flags: 0, index: *index, count: 0 };
+                info.as_bytes().to_vec()
+            }
             Self::IrqInfo(info) => info.as_bytes().to_vec(),
             Self::RegionRead { access, data } => [access.as_bytes(), data].concat(),
             Self::RegionWrite(access) => access.as_bytes().to_vec(),
+            Self::RegionWriteMulti(count) => count.as_bytes().to_vec(),
+            Self::FeatureProbed { flags } => feature::encode_probe(*flags),
+            Self::ResetGroup(page) => feature::encode_reset_group(page),
+        }
+    }
+
+    /// The descriptor that goes with the reply, if one does.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::RegionInfo { description, .. } => description.descriptor(),
+            _ => None,
         }
     }
 }

@@ -120,6 +120,11 @@ impl Function {
         Ok(function)
     }
 
+    /// The platform cannot give MSI-X more vectors while it is on.
+    pub(crate) const fn fix_vectors(&mut self) {
+        self.interrupts.has_fixed_vectors = true;
+    }
+
     /// The config space as sysfs shows it.
     pub(crate) fn config(&self) -> Vec<u8> {
         self.registers.bytes().to_vec()

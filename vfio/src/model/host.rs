@@ -27,7 +27,10 @@ impl Kernel {
     /// That of making the files behind its BARs.
     pub(super) fn plug(&mut self, endpoint: &Endpoint) -> Result<(), Errno> {
         let role = self.role(endpoint);
-        let hardware = Function::new(endpoint.part, endpoint.reset, self.version(), role)?;
+        let mut hardware = Function::new(endpoint.part, endpoint.reset, self.version(), role)?;
+        if !self.topology.dynamic_msix {
+            hardware.fix_vectors();
+        }
         let function = PciFunction {
             hardware,
             endpoint: endpoint.clone(),

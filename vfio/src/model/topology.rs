@@ -30,6 +30,7 @@ pub enum KernelVersion {
 /// description = "for people"              # nothing
 /// kernel = "7.3"                          # "7.3"; or "6.12"
 /// interrupt-remapping = true              # true; false: no device can be bound
+/// dynamic-msix = true                     # true; false: MSI-X gets no more vectors while it is on
 ///
 /// [[bridge]]
 /// address = "0000:00:04.0"
@@ -56,6 +57,8 @@ pub struct Topology {
     pub kernel: KernelVersion,
     /// Whether interrupts are remapped; without it no device can be bound.
     pub interrupt_remapping: bool,
+    /// Whether MSI-X can get more vectors while it is on, which is for the platform's interrupt controller to say.
+    pub dynamic_msix: bool,
     /// In the order of their addresses.
     pub bridges: Vec<Bridge>,
     /// In the order in which the kernel found them: by address, virtual functions last. What is added later is found later.

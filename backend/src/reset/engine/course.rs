@@ -8,29 +8,52 @@ use protocol::extension::{Cookie, Epoch, MemberMessage, MemberName, PciAddress, 
 use rustix::io::Errno;
 
 use super::Engine;
-use super::device::{Access, Cleaning, Condition, HowLost, Loss};
+use super::device::{Access, Cleaning, Condition, Consent, HowLost, Loss, Restoration};
 use super::event::{Action, Announcement, ResetId};
-use super::ladder::{Reason, Rung};
+use super::ladder::Reason;
 use super::phase::{Ending, Fired, Phase, Reset};
-use super::request::{Asker, Refusal, Report};
+use super::request::{Asker, Demand, Refusal, Report};
 
 impl Engine {
     /// Begins a reset: its devices are held off and quiesced.
     pub(super) fn launch(&mut self, id: ResetId, mut reset: Reset, now: Instant) {
-        reset.launched_at = now;
-        reset.busy_at = Some(now + self.settings.hold_off).filter(|_| !reset.scope.is_empty());
         let affected: Vec<_> = reset.scope.iter().copied().collect();
         self.actions
             .push(Action::Announce(id, Announcement::Begun { rung: reset.rung, affected: affected.clone() }));
-        for name in affected {
-            self.set_access(name, Access::HeldOff);
-            if let Some(device) = self.devices.get_mut(&name) {
-                device.is_untouched = true;
-            }
-            self.actions.push(Action::Quiesce(id, name));
-        }
+        self.hold_off(&mut reset, now);
+        self.actions.extend(affected.iter().map(|name| Action::Quiesce(id, *name)));
         reset.phase = Phase::Quiescing(reset.scope.clone());
         self.go_on(id, reset, now);
+    }
+
+    /// From now on accesses to its devices wait.
+    fn hold_off(&mut self, reset: &mut Reset, now: Instant) {
+        reset.launched_at = now;
+        reset.busy_at = Some(now + self.settings.hold_off).filter(|_| !reset.scope.is_empty());
+        for name in &reset.scope {
+            self.set_access(*name, Access::HeldOff);
+            if let Some(device) = self.devices.get_mut(name) {
+                device.is_untouched = true;
+            }
+        }
+    }
+
+    /// Clears a device that is clean, but was put back for its client.
+    pub(super) fn clear(
+        &mut self,
+        asker: Asker,
+        Cleaning { rung, reset: earlier, .. }: Cleaning,
+        now: Instant,
+    ) {
+        let name = asker.request.device;
+        let id = self.new_reset();
+        let mut reset = Reset::new(rung, name, Phase::Waiting, now);
+        reset.functions.extend(self.address(name));
+        reset.askers.push(asker);
+        self.hold_off(&mut reset, now);
+        let ending = Ok(Fired { outcome: earlier.outcome, attempts: earlier.attempts, missing: None });
+        reset.earlier = Some(earlier);
+        self.restore(id, reset, ending, now);
     }
 
     /// Takes the next step, if nothing is awaited any more.
@@ -135,9 +158,29 @@ impl Engine {
 
     /// Restores every device, whatever the kernel said: a reset that failed may have reached the hardware.
     pub(super) fn restore(&mut self, id: ResetId, mut reset: Reset, ending: Ending, now: Instant) {
-        self.actions.extend(reset.scope.iter().map(|name| Action::Restore(id, *name)));
+        for name in &reset.scope {
+            let restoration = self.restoration(&reset, *name);
+            match (restoration, self.devices.get_mut(name)) {
+                (Restoration::PutBack, _) => drop(reset.put_back.insert(*name)),
+                (Restoration::Cleared, Some(device)) => device.note_cleared(),
+                (Restoration::Cleared, None) => {}
+            }
+            self.actions.push(Action::Restore(id, *name, restoration));
+        }
         reset.phase = Phase::Restoring(reset.scope.clone(), ending);
         self.go_on(id, reset, now);
+    }
+
+    /// A client that has not asked finds its device as it has set it up. One that is lost is better off.
+    fn restoration(&self, reset: &Reset, name: Cookie) -> Restoration {
+        let is_used = self.devices.get(&name).is_some_and(|device| device.usage.vm().is_some());
+        let wants_it_clean =
+            |asker: &Asker| asker.request.device == name && asker.request.demand == Demand::Clean;
+        if is_used && reset.loss_of(name).is_none() && !reset.askers.iter().any(wants_it_clean) {
+            Restoration::PutBack
+        } else {
+            Restoration::Cleared
+        }
     }
 
     pub(super) fn restored(&mut self, id: ResetId, name: Cookie, result: Result<(), Errno>, now: Instant) {
@@ -147,6 +190,10 @@ impl Engine {
             && let Err(errno) = result
         {
             self.note_loss(&mut reset, name, HowLost::NotRestored(errno));
+            // It was stopped.
+            if let Some(device) = self.devices.get_mut(&name) {
+                device.note_cleared();
+            }
         }
         self.go_on(id, reset, now);
     }
@@ -165,13 +212,19 @@ impl Engine {
         let duration = now - reset.launched_at;
         let affected: Vec<_> = reset.scope.iter().copied().collect();
         let missing = ending.as_ref().ok().and_then(|fired| fired.missing);
+        if let Some(report) = reset.earlier.clone() {
+            for name in &affected {
+                self.leave(*name, &reset, Ok(&report));
+            }
+            return self.grant(reset, &report, None, now);
+        }
         let result = ending.map(|Fired { outcome, attempts, .. }| {
             self.epoch = Epoch(self.epoch.0 + 1);
             let method = reset.rung.method();
             ResetReport { epoch: self.epoch, duration, method, outcome, attempts, affected: affected.clone() }
         });
         for name in &affected {
-            self.leave(*name, reset.loss_of(*name), reset.rung, result.as_ref().ok());
+            self.leave(*name, &reset, result.as_ref());
         }
         let (rung, lost, epoch) = (reset.rung, reset.lost.clone(), self.epoch);
         self.actions.push(Action::Announce(
@@ -193,28 +246,42 @@ impl Engine {
     }
 
     /// A device leaves a reset.
-    fn leave(&mut self, name: Cookie, loss: Option<Loss>, rung: Rung, report: Option<&ResetReport>) {
+    fn leave(&mut self, name: Cookie, reset: &Reset, result: Result<&ResetReport, &Reason>) {
         let Some(device) = self.devices.get_mut(&name) else { return };
-        device.condition = match (loss, report) {
+        let loss = reset.loss_of(name);
+        let is_put_back = reset.put_back.contains(&name);
+        device.condition = match (loss, result) {
             (Some(loss), _) => Condition::Lost(loss),
-            (None, Some(report)) if device.is_untouched => {
-                Condition::Clean(Cleaning { rung, reset: report.clone() })
+            (None, Ok(report)) if device.is_untouched => {
+                Condition::Clean(Cleaning { rung: reset.rung, reset: report.clone(), is_put_back })
             }
             (None, _) => Condition::Dirty,
         };
-        device.has_asked &= report.is_none();
+        let has_lost_state = match loss {
+            Some(_) => device.usage.vm().is_some(),
+            None => device.usage.is_active() && result.map_or_else(Reason::leaves_doubt, |_| true),
+        };
+        if has_lost_state && device.consent < Consent::Vm {
+            self.actions.push(Action::RaiseError(name));
+        }
+        if result.is_ok() {
+            device.consent = Consent::Nobody;
+        }
         self.set_access(name, if loss.is_some() { Access::Lost } else { Access::Open });
     }
 
     /// Answers all who waited for a reset that was done.
     fn grant(&mut self, mut reset: Reset, report: &ResetReport, missing: Option<MemberName>, now: Instant) {
-        for asker in std::mem::take(&mut reset.askers) {
+        let (late, in_time): (Vec<_>, Vec<_>) = std::mem::take(&mut reset.askers)
+            .into_iter()
+            .partition(|asker| self.comes_too_late(&reset, asker));
+        for asker in in_time {
             let result = match reset.loss_of(asker.request.device) {
                 Some(loss) => Err(Refusal::Lost(loss)),
                 None => Ok(Report {
                     rung: reset.rung,
                     reset: report.clone(),
-                    is_from_epoch: false,
+                    is_from_epoch: reset.earlier.is_some(),
                     passed: asker.passed.clone(),
                     lost: reset.lost.clone(),
                     missing,
@@ -222,6 +289,18 @@ impl Engine {
             };
             self.answer(asker, result, now);
         }
+        for asker in late {
+            self.ask(asker, now);
+        }
+    }
+
+    /// Whether a clean device is wanted, and this one was being put back already, or was touched while it was cleared.
+    fn comes_too_late(&self, reset: &Reset, asker: &Asker) -> bool {
+        let name = asker.request.device;
+        let is_touched =
+            || self.devices.get(&name).is_some_and(|device| device.condition == Condition::Dirty);
+        asker.request.demand == Demand::Clean
+            && (reset.put_back.contains(&name) || reset.earlier.is_some() && is_touched())
     }
 
     /// Does what time has come for.

@@ -32,6 +32,10 @@ impl Engine {
             return line.push(asker);
         }
         if let (Demand::Clean, Condition::Clean(cleaning)) = (asker.request.demand, &device.condition) {
+            if cleaning.is_put_back {
+                let cleaning = cleaning.clone();
+                return self.clear(asker, cleaning, now);
+            }
             let report = Report {
                 rung: cleaning.rung,
                 reset: cleaning.reset.clone(),
@@ -137,7 +141,7 @@ impl Engine {
             let (joining, mut left): (Vec<_>, Vec<_>) = reset
                 .askers
                 .into_iter()
-                .partition(|asker| other.rung == Rung::Group && other.affects(asker.request.device));
+                .partition(|asker| other.is_group_reset() && other.affects(asker.request.device));
             for asker in joining {
                 other.join(asker);
             }

@@ -36,6 +36,25 @@ impl Usage {
     pub(super) const fn is_active(self) -> bool {
         matches!(self, Self::Active(_))
     }
+
+    /// The same with the device cleared.
+    const fn stilled(self) -> Self {
+        match self {
+            Self::Free => Self::Free,
+            Self::Still(vm) | Self::Active(vm) => Self::Still(vm),
+        }
+    }
+}
+
+/// Who agrees to lose the state of a device, of those who have asked for a reset that would hit it since it was touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Consent {
+    /// Nobody.
+    Nobody,
+    /// The host.
+    Host,
+    /// The VM that uses it.
+    Vm,
 }
 
 /// How a reset cleaned a device, for those who ask later.
@@ -45,6 +64,18 @@ pub struct Cleaning {
     pub rung: Rung,
     /// What the reset was.
     pub reset: ResetReport,
+    /// Whether it was [put back](Restoration::PutBack) for its client then. Whoever wants it clean gets it cleared first.
+    pub is_put_back: bool,
+}
+
+/// How a device is put in order after a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restoration {
+    /// As after power-on: command register off, base addresses 0, no messages armed. So for whoever has asked for a clean
+    /// device, and where nobody uses it.
+    Cleared,
+    /// As its client has set it up, who has not asked and goes on: command register, base addresses and interrupts as before.
+    PutBack,
 }
 
 /// What state a device was left in.
@@ -103,8 +134,7 @@ pub(super) struct Device {
     pub(super) address: PciAddress,
     pub(super) function_reset: FunctionReset,
     pub(super) usage: Usage,
-    /// Whether its VM has asked for a reset that would hit it, and has not touched it since.
-    pub(super) has_asked: bool,
+    pub(super) consent: Consent,
     pub(super) condition: Condition,
     /// Whether nobody has touched it since the reset under way began.
     pub(super) is_untouched: bool,
@@ -118,7 +148,7 @@ impl Device {
             address,
             function_reset,
             usage: Usage::Free,
-            has_asked: false,
+            consent: Consent::Nobody,
             condition: Condition::Dirty,
             is_untouched: false,
             access: Access::Open,
@@ -127,7 +157,7 @@ impl Device {
 
     /// Somebody has done something to it: a reset would find something to clean, and would destroy something.
     pub(super) fn touch(&mut self) {
-        self.has_asked = false;
+        self.consent = Consent::Nobody;
         self.is_untouched = false;
         if let Condition::Clean(_) = self.condition {
             self.condition = Condition::Dirty;
@@ -136,9 +166,14 @@ impl Device {
 
     /// Takes note of how it is used. One that begins to be active is touched.
     pub(super) fn note_usage(&mut self, usage: Usage) {
-        if usage.is_active() {
+        if usage.is_active() && !self.usage.is_active() {
             self.touch();
         }
         self.usage = usage;
+    }
+
+    /// Takes note that it is cleared: whoever uses it has to set it up anew.
+    pub(super) const fn note_cleared(&mut self) {
+        self.usage = self.usage.stilled();
     }
 }

@@ -10,7 +10,7 @@ use protocol::extension::{
 };
 use rustix::io::Errno;
 
-use super::device::{Access, Loss, Usage};
+use super::device::{Access, Loss, Restoration, Usage};
 use super::ladder::{Reason, Rung};
 use super::request::{Refusal, Report, Request, RequestId};
 use super::sanitize::{AuditRecord, Sanitization, Verdict};
@@ -72,8 +72,10 @@ pub enum Action {
     Quiesce(ResetId, Cookie),
     /// Ask the kernel, once, for the reset. Slow: up to a minute.
     Attempt(ResetId, Cookie, ResetMethod),
-    /// Set the device's base addresses to 0 and turn off what the reset may have turned on.
-    Restore(ResetId, Cookie),
+    /// Put the device in order.
+    Restore(ResetId, Cookie, Restoration),
+    /// Tell the device's client that its state is lost, which it has not agreed to.
+    RaiseError(Cookie),
     /// From now on this is what becomes of an access to the device. Those held off are to be decided on anew.
     SetAccess(Cookie, Access),
     /// The answer to a request.

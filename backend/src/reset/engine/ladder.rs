@@ -136,6 +136,19 @@ impl Reason {
         }
     }
 
+    /// Whether the hardware may have been reset all the same: nobody has said that it was not.
+    pub(super) const fn leaves_doubt(&self) -> bool {
+        match self {
+            Self::Refused { errno, .. } | Self::Aborted(AbortCause::KernelRefused { errno, .. }) => {
+                !matches!(*errno, Errno::INVAL | Errno::NODEV | Errno::PERM | Errno::BUSY | Errno::AGAIN)
+            }
+            Self::Aborted(AbortCause::MemberLost(_) | AbortCause::MemberSilent(_))
+            | Self::BrokerLost
+            | Self::BrokerSilent => true,
+            _ => false,
+        }
+    }
+
     /// Whether the rung was tried: that is what a person wants to hear of first.
     pub(super) const fn was_tried(&self) -> bool {
         matches!(

@@ -7,7 +7,7 @@
 //! the next event.
 //!
 //! ```text
-//!  Asked ─▶ clean since its last reset? ─ yes ─▶ Answer, from the epoch
+//!  Asked ─▶ clean since its last reset? ─ yes, perhaps Restoring ─▶ Answer, from the epoch
 //!             │ no
 //!             ▼
 //!     the ladder's next rung ─ none left ─▶ Answer: refused, with the reason for every rung
@@ -48,6 +48,7 @@
 //!     not count: clients arm them again right after each reset.
 //!
 //!   And when bus mastering, MSI and MSI-X are all off again, [`Usage::Still`]; when the client has gone, [`Usage::Free`].
+//!   What a reset does to them the engine knows.
 //!   Told too much, the engine resets once too often; told too little, it calls a device clean that is not.
 //! * Removes a device that is held off only if it is really gone: the reset goes on without it. Who wants it back tells
 //!   [`Event::WantedBack`] and waits for [`Action::SetAccess`].
@@ -56,6 +57,9 @@
 //!
 //! * Every request gets one answer, by its deadline. Two resets that share a device are never under way at once.
 //! * Every device that is quiesced is restored, whatever the kernel said, or named as lost.
+//! * A device is [cleared](Restoration::Cleared) for whoever wants it clean, and [put back](Restoration::PutBack) for a client
+//!   that has not asked. If its state is lost, and it was active, the client is told, unless its VM has asked for something
+//!   that would hit it.
 //! * Who asks while a reset is under way that will do gets what comes of it; who asks afterwards for a clean device, and
 //!   has not touched it, is answered at once. So N requests are one reset.
 //! * A reset that the kernel refuses ends that rung only: everybody who asked climbs on from where they are.
@@ -83,7 +87,7 @@ use std::time::{Duration, Instant};
 
 use protocol::extension::{Cookie, Epoch, PciAddress};
 
-pub use self::device::{Access, Cleaning, Condition, HowLost, Loss, Usage, Vm};
+pub use self::device::{Access, Cleaning, Condition, HowLost, Loss, Restoration, Usage, Vm};
 pub use self::event::{Action, Announcement, Event, ResetId};
 pub use self::ladder::{Reason, Rung, Step, decisive};
 pub use self::phase::Stage;
@@ -92,7 +96,7 @@ pub use self::sanitize::{AuditOutcome, AuditRecord, Occasion, Sanitization, Sani
 pub use self::scope::{Scope, ScopeFunction};
 pub use crate::device::FunctionReset;
 
-use self::device::Device;
+use self::device::{Consent, Device};
 use self::phase::{Phase, Reset};
 use self::request::Asker;
 
@@ -231,7 +235,7 @@ impl Engine {
         let action = match &mut reset.phase {
             Phase::Restoring(pending, _) => {
                 pending.insert(name);
-                Action::Restore(id, name)
+                Action::Restore(id, name, Restoration::Cleared)
             }
             Phase::Quiescing(pending) => {
                 pending.insert(name);
@@ -297,11 +301,14 @@ impl Engine {
         left
     }
 
-    /// Whoever asks for a device agrees to lose its state, and that of what it uses besides.
+    /// Whoever asks for a device agrees to lose its state, and a VM that of what it uses besides.
     fn note_wish(&mut self, request: &Request) {
         for (name, device) in &mut self.devices {
-            let is_same_vm = request.vm.is_some() && device.usage.vm() == request.vm;
-            device.has_asked |= *name == request.device || is_same_vm;
+            if request.vm.is_some() && device.usage.vm() == request.vm {
+                device.consent = Consent::Vm;
+            } else if *name == request.device {
+                device.consent = device.consent.max(Consent::Host);
+            }
         }
     }
 

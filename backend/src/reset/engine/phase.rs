@@ -7,7 +7,8 @@ use std::fmt;
 use std::time::Instant;
 
 use protocol::extension::{
-    Cookie, CoordinationId, MemberName, PciAddress, ResetMethod, ResetOutcome, ResetPolicy, ResetRequestId,
+    Cookie, CoordinationId, MemberName, PciAddress, ResetMethod, ResetOutcome, ResetPolicy, ResetReport,
+    ResetRequestId,
 };
 use rustix::io::Errno;
 
@@ -113,6 +114,10 @@ pub(super) struct Reset {
     pub(super) askers: Vec<Asker>,
     pub(super) coordination: Option<Coordination>,
     pub(super) lost: Vec<Loss>,
+    /// Devices that are put back for their clients.
+    pub(super) put_back: BTreeSet<Cookie>,
+    /// The reset that was done before, if all that is left to do is to clear what was put back then.
+    pub(super) earlier: Option<ResetReport>,
     pub(super) attempts: u32,
     pub(super) launched_at: Instant,
     /// When accesses are no longer held off, but answered; `None` once they are.
@@ -133,6 +138,8 @@ impl Reset {
             askers: Vec::new(),
             coordination: None,
             lost: Vec::new(),
+            put_back: BTreeSet::new(),
+            earlier: None,
             attempts: 0,
             launched_at: now,
             busy_at: None,
@@ -153,6 +160,11 @@ impl Reset {
         }
     }
 
+    /// Whether its set is reset together.
+    pub(super) const fn is_group_reset(&self) -> bool {
+        matches!(self.rung, Rung::Group) && self.earlier.is_none()
+    }
+
     /// Whether it knows what it hits and will come to that.
     pub(super) const fn is_settled(&self) -> bool {
         self.is_launched() || matches!(self.phase, Phase::Waiting | Phase::Asking(_))
@@ -171,7 +183,7 @@ impl Reset {
     /// Whether a request for one of its devices is served by it: none is if it has failed already, and a wish for a hot
     /// reset only by one.
     pub(super) fn serves(&self, request: &Request) -> bool {
-        if self.has_failed() {
+        if self.has_failed() || self.earlier.is_some() && request.demand == Demand::Reset {
             return false;
         }
         self.rung == Rung::Group

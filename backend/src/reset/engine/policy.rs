@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use protocol::extension::{PciAddress, ResetPolicy};
 
-use super::device::Device;
+use super::device::{Consent, Device};
 use super::ladder::Reason;
 
 /// The sibling that `policy` protects from a hot reset of `target`: one of `functions`, the whole set, or of `devices`,
@@ -27,7 +27,7 @@ pub(super) fn protection<'a>(
     sibling.map(|sibling| Reason::Protected { sibling, policy })
 }
 
-/// A device that is idle has nothing to lose, and one whose VM has asked expects to lose it.
-const fn is_in_use(device: &Device) -> bool {
-    device.usage.is_active() && !device.has_asked
+/// A device that is idle has nothing to lose.
+fn is_in_use(device: &Device) -> bool {
+    device.usage.is_active() && device.consent == Consent::Nobody
 }

@@ -38,9 +38,10 @@ pub struct Request {
 /// What shall come of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Demand {
-    /// That the device be clean: one that nobody has touched since its last reset is not reset again.
+    /// That the device be clean: one that nobody has touched since its last reset is not reset again. So ask those who are
+    /// to use it then, and it is cleared for them.
     Clean,
-    /// That it be reset, clean or not. A reset under way will do.
+    /// That it be reset, clean or not. A reset under way will do. So asks the host, and its client, if it has one, goes on.
     Reset,
 }
 

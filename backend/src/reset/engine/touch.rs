@@ -13,7 +13,6 @@ use std::ops::Range;
 const COMMAND: u64 = 0x04;
 /// I/O space, memory space and bus master enable, all in the register's first byte.
 const COMMAND_ENABLES: u8 = 0x7;
-const COMMAND_BUS_MASTER: u8 = 0x4;
 /// The base addresses of a function.
 const BASE_ADDRESSES: Range<u64> = 0x10..0x28;
 /// The base address of the option ROM.
@@ -29,23 +28,9 @@ pub fn config_write_touches(offset: u64, data: &[u8]) -> bool {
     })
 }
 
-/// Whether bus mastering is on after that write, if it says anything about that.
-pub fn bus_mastering_after(offset: u64, data: &[u8]) -> Option<bool> {
-    let command = usize::try_from(COMMAND.checked_sub(offset)?).ok()?;
-    data.get(command).map(|byte| byte & COMMAND_BUS_MASTER != 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bus_mastering_is_what_was_last_written() {
-        assert_eq!(bus_mastering_after(COMMAND, &[0x06, 0x04]), Some(true));
-        assert_eq!(bus_mastering_after(0, &[0, 0, 0, 0, 0x02, 0]), Some(false));
-        assert_eq!(bus_mastering_after(0, &[0; 4]), None);
-        assert_eq!(bus_mastering_after(0x05, &[0xff]), None);
-    }
 
     #[test]
     fn turning_something_on_touches_the_device() {

@@ -2,10 +2,13 @@
 
 use std::thread::{self, JoinHandle};
 
+use std::os::fd::OwnedFd;
+
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
-use crate::vfio_user::{IrqAction, Reply, Request};
+use crate::extension::{Generation, GroupReason};
+use crate::vfio_user::{FeatureRequest, IrqAction, Reply, Request, SparseMmapArea};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -18,11 +21,13 @@ fn serve(
     let server = thread::spawn(move || {
         while let Ok(frame) = connection.receive_within(TIMEOUT) {
             let header = frame.header;
-            let (reply, body) = match answer(Request::parse(frame).unwrap()) {
-                Ok(reply) => (header.reply(), reply.encode()),
-                Err(errno) => (header.error_reply(errno), Vec::new()),
-            };
-            connection.send_within(reply, &body, &[], TIMEOUT).unwrap();
+            match answer(Request::parse(frame).unwrap()) {
+                Ok(reply) => {
+                    let descriptors: Vec<_> = reply.descriptor().into_iter().collect();
+                    connection.send_within(header.reply(), &reply.encode(), &descriptors, TIMEOUT).unwrap();
+                }
+                Err(errno) => connection.send_within(header.error_reply(errno), &[], &[], TIMEOUT).unwrap(),
+            }
         }
     });
     (server, Client::new(theirs, TIMEOUT))
@@ -38,16 +43,8 @@ fn a_device_is_described() {
     let (server, mut client) = serve(|request| match request {
         Request::Version(proposal) => Ok(Reply::Version(proposal.reply(&Capabilities::default()))),
         Request::GetInfo => Ok(Reply::Info(DeviceInfo { argsz: 16, flags: 3, num_regions: 9, num_irqs: 5 })),
-        Request::GetRegionInfo { index, argsz: 32 } => {
-            let flags = RegionInfo::READ | RegionInfo::WRITE;
-            Ok(Reply::RegionInfo(RegionInfo {
-                argsz: 32,
-                flags,
-                index,
-                cap_offset: 0,
-                size: 4096,
-                offset: 0,
-            }))
+        Request::GetRegionInfo { index, argsz } => {
+            Ok(Reply::RegionInfo { description: region(index, vec![], None), room: argsz })
         }
         Request::GetIrqInfo { index } => Ok(Reply::IrqInfo(IrqInfo { argsz: 16, flags: 1, index, count: 3 })),
         request => panic!("not asked for: {request:?}"),
@@ -56,6 +53,76 @@ fn a_device_is_described() {
     assert_eq!(client.device_info().unwrap().num_regions, 9);
     assert_eq!(client.region_info(7).unwrap().size, 4096);
     assert_eq!(client.irq_info(2).unwrap().count, 3);
+    end(server, client);
+}
+
+/// A region of a page.
+fn region(index: u32, areas: Vec<SparseMmapArea>, file: Option<OwnedFd>) -> RegionDescription {
+    let mmap = if file.is_some() { RegionInfo::MMAP } else { 0 };
+    let flags = RegionInfo::READ | RegionInfo::WRITE | mmap;
+    let info = RegionInfo { argsz: 32, flags, index, cap_offset: 0, size: 4096, offset: 0 };
+    RegionDescription { info, areas, file }
+}
+
+#[test]
+fn a_region_that_can_be_mapped_comes_with_its_areas_and_its_file() {
+    const AREAS: [SparseMmapArea; 2] =
+        [SparseMmapArea { offset: 0, size: 4096 }, SparseMmapArea { offset: 8192, size: 4096 }];
+    let (server, mut client) = serve(|request| match request {
+        Request::GetRegionInfo { index, argsz } => {
+            let areas = if index == 5 { AREAS.to_vec() } else { vec![] };
+            let file = eventfd(index, EventfdFlags::CLOEXEC).unwrap();
+            Ok(Reply::RegionInfo { description: region(index, areas, Some(file)), room: argsz })
+        }
+        request => panic!("not asked for: {request:?}"),
+    });
+    for (index, areas) in [(5, AREAS.as_slice()), (3, &[])] {
+        let described = client.region(index).unwrap();
+        assert_eq!((described.info.flags, described.areas.as_slice()), (7, areas));
+        let mut count = [0; 8];
+        let file = described.file.unwrap();
+        rustix::io::read(&file, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), u64::from(index), "the file of this region");
+    }
+    end(server, client);
+}
+
+#[test]
+fn a_reset_group_is_probed_and_told() {
+    let page = ResetGroupPage {
+        generation: Generation(3),
+        reason: GroupReason::NoReset,
+        total_rows: 0,
+        rows: Vec::new(),
+    };
+    let told = page.clone();
+    let (server, mut client) = serve(move |request| match request {
+        Request::DeviceFeature(FeatureRequest::ProbeResetGroup { flags }) => {
+            Ok(Reply::FeatureProbed { flags })
+        }
+        Request::DeviceFeature(FeatureRequest::GetResetGroup { first_row: 2, max_rows: 7 }) => {
+            Ok(Reply::ResetGroup(told.clone()))
+        }
+        request => panic!("not asked for: {request:?}"),
+    });
+    assert!(client.has_reset_group().unwrap());
+    assert_eq!(client.reset_group(2, 7).unwrap(), page);
+    end(server, client);
+    let (server, mut client) = serve(|_| Err(Errno::NOTTY));
+    assert!(!client.has_reset_group().unwrap());
+    end(server, client);
+}
+
+#[test]
+fn several_writes_are_one_message() {
+    let (server, mut client) = serve(|request| match request {
+        Request::RegionWriteMulti(writes) => Ok(Reply::RegionWriteMulti(writes.len() as u64 - 1)),
+        Request::GetRegionIoFds { index } => Ok(Reply::RegionIoFds { index }),
+        request => panic!("not asked for: {request:?}"),
+    });
+    let write = RegionWrite { offset: 0, region: 0, count: 4, data: [0; 8] };
+    assert_eq!(client.region_write_multi(&[write; 3]).unwrap(), 2);
+    assert_eq!(client.region_io_fds(0).unwrap(), 0);
     end(server, client);
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use protocol::ReceiveError;
-use protocol::vfio_user::{Capabilities, Client, ClientError, IrqAction, IrqData, SetIrqs};
+use protocol::vfio_user::{Capabilities, Client, ClientError, IrqAction, IrqData, RegionWrite, SetIrqs};
 
 use super::stream::{Piece, Sender};
 use super::vfio_user_request;
@@ -22,10 +22,15 @@ pub(super) enum Call {
     Version,
     DeviceInfo,
     RegionInfo,
+    Region,
+    RegionIoFds,
     IrqInfo,
     SetIrqs,
     RegionRead(u8),
     RegionWrite(u8),
+    RegionWriteMulti(u8),
+    HasResetGroup,
+    ResetGroup(u8),
     DeviceReset,
 }
 
@@ -54,6 +59,8 @@ impl Call {
             }
             Self::DeviceInfo => drop(client.device_info()?),
             Self::RegionInfo => drop(client.region_info(7)?),
+            Self::Region => drop(client.region(7)?),
+            Self::RegionIoFds => drop(client.region_io_fds(7)?),
             Self::IrqInfo => drop(client.irq_info(1)?),
             Self::SetIrqs => {
                 let data = IrqData::Bools(vec![true, false]);
@@ -67,6 +74,12 @@ impl Call {
             }
             Self::RegionRead(count) => client.region_read(7, 0, &mut vec![0; count.into()])?,
             Self::RegionWrite(count) => client.region_write(7, 0, &vec![0; count.into()])?,
+            Self::RegionWriteMulti(count) => {
+                let write = RegionWrite { offset: 0, region: 7, count: 4, data: [0; 8] };
+                client.region_write_multi(&vec![write; count.into()])?;
+            }
+            Self::HasResetGroup => drop(client.has_reset_group()?),
+            Self::ResetGroup(rows) => drop(client.reset_group(0, rows.into())?),
             Self::DeviceReset => client.device_reset()?,
         }
         Ok(())

@@ -2,11 +2,13 @@
 
 //! Commands of the vfio-user face, as a server parses them.
 
-use protocol::Frame;
+use protocol::extension::{ResetGroupReply, ResetGroupRow};
 use protocol::vfio_user::{
-    Capabilities, Command, DeviceInfo, DmaMap, DmaMapPayload, DmaUnmap, IrqAction, IrqData, IrqInfo, IrqSet,
-    MAX_IRQS, Proposal, RegionInfo, Request, SetIrqs, VfioUserHeader,
+    Capabilities, Command, DeviceFeature, DeviceInfo, DmaMap, DmaMapPayload, DmaUnmap, FeatureRequest,
+    IrqAction, IrqData, IrqInfo, IrqSet, MAX_IRQS, MAX_WRITES, Proposal, RegionInfo, RegionIoFds, Request,
+    SetIrqs, VfioUserHeader,
 };
+use protocol::{Frame, Header};
 use zerocopy::{FromBytes, IntoBytes};
 
 const OURS: Capabilities = Capabilities {
@@ -48,6 +50,10 @@ pub(super) fn parse(frame: Frame<VfioUserHeader>) {
             let info = RegionInfo::read_from_bytes(&body).expect("a region info");
             assert_eq!((info.index, info.argsz), (*index, *argsz));
         }
+        Request::GetRegionIoFds { index } => {
+            let info = RegionIoFds::read_from_bytes(&body).expect("a region");
+            assert_eq!((info.index, info.flags, info.count), (*index, 0, 0));
+        }
         Request::GetIrqInfo { index } => {
             assert!(IrqInfo::read_from_bytes(&body).is_ok_and(|info| info.index == *index));
         }
@@ -57,7 +63,17 @@ pub(super) fn parse(frame: Frame<VfioUserHeader>) {
             assert_eq!([access.as_bytes(), data].concat(), body);
             assert_eq!(usize::try_from(access.count), Ok(data.len()));
         }
+        Request::RegionWriteMulti(writes) => {
+            assert!((1..=MAX_WRITES).contains(&writes.len()));
+            let count = u64::try_from(writes.len()).expect("a short command");
+            assert_eq!([count.as_bytes(), writes.as_bytes()].concat(), body);
+            for write in writes {
+                assert_eq!(usize::try_from(write.count), Ok(write.bytes().len()));
+                assert!(write.offset.checked_add(write.count.into()).is_some());
+            }
+        }
         Request::DeviceReset => assert!(body.is_empty()),
+        Request::DeviceFeature(feature) => check_feature(*feature, &body),
     }
 }
 
@@ -77,6 +93,20 @@ fn check_map(map: &DmaMap, body: &[u8]) {
     assert_eq!((came.address, came.size, came.offset), (map.address, map.size, map.offset));
     assert!(map.size > 0 && map.address.checked_add(map.size).is_some(), "{map:?}");
     assert_eq!(came.flags, if map.is_writable { 3 } else { 1 });
+}
+
+fn check_feature(feature: FeatureRequest, body: &[u8]) {
+    let (came, _) = DeviceFeature::read_from_prefix(body).expect("as it was parsed");
+    match feature {
+        FeatureRequest::ProbeResetGroup { flags } => assert_eq!(came.flags, flags),
+        FeatureRequest::GetResetGroup { max_rows, .. } => {
+            let reply = 8 + size_of::<ResetGroupReply>() + max_rows as usize * size_of::<ResetGroupRow>();
+            assert!(
+                reply <= came.argsz as usize && reply <= VfioUserHeader::MAX_BODY,
+                "{feature:?} {came:?}"
+            );
+        }
+    }
 }
 
 fn check_interrupts(set: &SetIrqs, body: &[u8]) {

@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 
 use arbitrary::Arbitrary;
 use protocol::vfio_user::{
-    Capabilities, Command, DeviceInfo, DmaMapPayload, DmaUnmapPayload, IrqInfo, IrqSet, RegionAccess,
-    RegionInfo,
+    Capabilities, Command, DeviceFeature, DeviceInfo, DmaMapPayload, DmaUnmapPayload, IrqInfo, IrqSet,
+    RegionAccess, RegionInfo, RegionIoFds, RegionWrite, ResetGroupWish,
 };
 use zerocopy::IntoBytes;
 
@@ -53,6 +53,13 @@ pub(super) enum DataMessage {
         place: Place,
         data: Data,
     },
+    WriteMulti(Vec<Small>),
+    GetRegionIoFds(u8),
+    Feature {
+        flags: u8,
+        argsz: u16,
+        first_row: u8,
+    },
     Reset,
     Other {
         number: u8,
@@ -79,6 +86,15 @@ pub(super) enum Place {
     /// From the end of a page on.
     EndOf(u8),
     Address(u64),
+}
+
+/// One of several writes.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub(super) struct Small {
+    region: u8,
+    place: Place,
+    count: u8,
+    data: [u8; 8],
 }
 
 /// What is written.
@@ -111,6 +127,13 @@ impl Data {
             Self::Double(double) => double.to_le_bytes().into(),
             Self::Bytes(bytes) => bytes.clone(),
         }
+    }
+}
+
+impl Small {
+    fn write(&self) -> RegionWrite {
+        let RegionAccess { offset, region, count } = access(self.region, self.place, (self.count % 9).into());
+        RegionWrite { offset, region, count, data: self.data }
     }
 }
 
@@ -182,6 +205,22 @@ impl DataMessage {
                 let data = data.bytes();
                 let access = access(*region, *place, u32::try_from(data.len()).expect("a short input"));
                 (Command::REGION_WRITE, [access.as_bytes(), &data].concat(), vec![])
+            }
+            Self::WriteMulti(writes) => {
+                let count = u64::try_from(writes.len()).expect("a short input");
+                let writes: Vec<_> = writes.iter().map(Small::write).collect();
+                (Command::REGION_WRITE_MULTI, [count.as_bytes(), writes.as_bytes()].concat(), vec![])
+            }
+            Self::GetRegionIoFds(index) => {
+                let index = (index % REGIONS).into();
+                let body = RegionIoFds { argsz: RegionIoFds::SIZE, flags: 0, index, count: 0 };
+                (Command::DEVICE_GET_REGION_IO_FDS, body.as_bytes().into(), vec![])
+            }
+            Self::Feature { flags, argsz, first_row } => {
+                let flags = u32::from(*flags) << 16 | DeviceFeature::RESET_GROUP;
+                let feature = DeviceFeature { argsz: (*argsz).into(), flags };
+                let wish = ResetGroupWish { first_row: (*first_row).into(), reserved: 0 };
+                (Command::DEVICE_FEATURE, [feature.as_bytes(), wish.as_bytes()].concat(), vec![])
             }
             Self::Reset => (Command::DEVICE_RESET, vec![], vec![]),
             Self::Other { number, body, descriptor } => {

@@ -9,7 +9,9 @@ mod dma;
 mod framing;
 mod handover;
 mod interrupts;
+mod peer;
 mod refusals;
+mod regions;
 mod removal;
 mod reset;
 mod servers;
@@ -55,7 +57,11 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             views: memory_that_a_client_maps_is_reached_until_it_is_unmapped,
                 memory_that_two_clients_have_changes_with_each_of_them,
                 memory_that_a_client_maps_for_reading_is_not_written;
-            interrupts: a_client_is_told_how_many_interrupts_there_are, an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent;
+            interrupts: a_client_is_told_how_many_interrupts_there_are, an_msi_signals_its_eventfd, intx_is_silent_while_masked, a_disabled_msi_is_silent,
+                an_interrupt_goes_on_after_a_reset_that_the_host_has_asked_for;
+            peer: cloud_hypervisors_client_finds_the_device, cloud_hypervisors_client_has_the_device_reach_its_memory,
+                cloud_hypervisors_client_is_interrupted, cloud_hypervisors_client_resets_the_device;
+            regions: a_bar_is_mapped_through_the_devices_descriptor, only_bars_in_memory_space_are_mapped;
             reset: an_unopened_sibling_of_the_group_is_implied, both_functions_of_the_pair_are_ours,
                 the_header_alone_tells_whether_a_reset_is_available, a_hot_reset_leaves_quiet_devices,
                 the_mapping_outlives_a_hot_reset, a_reset_spares_a_sibling_in_use_unless_it_is_forced,
@@ -91,7 +97,11 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 the_tool_leaves_nothing_behind, the_plan_names_what_the_kernel_then_wants;
         },
         "igb-pair" => trials! {
-            servers: a_reset_asked_of_either_server_resets_the_functions_of_both,
+
+            regions: the_interrupt_tables_of_igb_are_left_out;
+
+            interrupts: eight_vectors_are_armed_and_again_after_a_reset;
+                        servers: a_reset_asked_of_either_server_resets_the_functions_of_both,
                 a_sibling_that_is_read_all_the_time_in_another_server_makes_no_reset_busy;
         },
         // A modelled reset takes no time.
@@ -112,6 +122,10 @@ fn trials_of(topology: &str) -> Vec<Trial> {
         "rciep" => trials! {
             reset: a_device_on_the_root_bus_has_no_hot_reset;
             tool: the_plan_knows_that_the_root_bus_is_never_reset;
+        },
+        "nvme" => trials! {
+            regions: the_interrupt_tables_of_nvme_are_left_out;
+            interrupts: forty_vectors_are_armed_in_three_commands_and_again_after_a_reset;
         },
         "e1000e" => trials! { reset: a_power_management_reset_comes_last; },
         "gen4" => trials! {

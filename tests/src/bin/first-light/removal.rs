@@ -52,7 +52,7 @@ fn is_there(address: &str) -> bool {
     Path::new("/sys/bus/pci/devices").join(address).exists()
 }
 
-fn is_answered<T: std::fmt::Debug>(outcome: Result<T, ClientError>) {
+fn is_answered<T: std::fmt::Debug>(outcome: &Result<T, ClientError>) {
     assert!(matches!(outcome, Ok(_) | Err(ClientError::Refused { .. })), "{outcome:?}");
 }
 
@@ -72,11 +72,11 @@ pub(crate) fn a_device_that_is_pulled_out_harms_no_other() {
     // The kernel waits for the device's release, and says so.
     vmm.server.wait_for_log("event=unplug-requested device=0000:01:00.0");
     // Whatever the client asks is answered, be it with an error, or with what is read where nothing is.
-    is_answered(gone.try_read(0, 0));
-    is_answered(gone.try_read(7, 4));
-    is_answered(gone.client.region_write(0, 4, &[0; 4]));
-    is_answered(gone.client.device_reset());
-    is_answered(gone.unmap(0..MEMORY));
+    is_answered(&gone.try_read(0, 0));
+    is_answered(&gone.try_read(7, 4));
+    is_answered(&gone.client.region_write(0, 4, &[0; 4]));
+    is_answered(&gone.client.device_reset());
+    is_answered(&gone.unmap(0..MEMORY));
     assert!(copy_arrives(&mut Edu::new(&mut other), &memory), "the other works");
     drop(gone);
     vmm.control.remove_device(Cookie(1)).unwrap();

@@ -42,6 +42,8 @@ pub(crate) struct Interrupts {
     is_raised: bool,
     /// The user does not, in the command register.
     is_disabled: bool,
+    /// Whether MSI-X, too, has only the vectors that it was turned on with.
+    pub(crate) has_fixed_vectors: bool,
 }
 
 impl Interrupts {
@@ -199,8 +201,8 @@ impl Interrupts {
             (Mode::Messages(messages), Data::None(count)) => messages.fire(start, (0..count).map(|_| true)),
             (Mode::Messages(messages), Data::Bool(bools)) => messages.fire(start, bools.into_iter()),
             (Mode::Off, Data::Eventfd(triggers)) => {
-                let is_any = start != 0 || !triggers.is_empty();
-                let mut messages = Messages::enable(kind, registers, is_any)?;
+                let allocated = start + count(&triggers);
+                let mut messages = Messages::enable(kind, registers, allocated, self.has_fixed_vectors)?;
                 // A device has one way to interrupt at a time.
                 self.set_line(registers, false);
                 messages.set(registers, start, triggers).inspect_err(|_| messages.disable(registers))?;
@@ -250,8 +252,13 @@ impl Interrupts {
         if let Mode::Messages(messages) = &self.mode {
             messages.disable(registers);
         }
-        *self = Self { is_raised: self.is_raised, ..Self::default() };
+        let Self { is_raised, has_fixed_vectors, .. } = *self;
+        *self = Self { is_raised, has_fixed_vectors, ..Self::default() };
     }
+}
+
+fn count(triggers: &[Trigger]) -> u32 {
+    u32::try_from(triggers.len()).unwrap_or(u32::MAX)
 }
 
 /// What comes for the only vector.

@@ -125,7 +125,7 @@ impl Function {
         }
         let flags = match index {
             IrqIndex::Intx => VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED,
-            IrqIndex::Msix if count != 0 => 0,
+            IrqIndex::Msix if count != 0 && !self.interrupts.has_fixed_vectors => 0,
             IrqIndex::Msix | IrqIndex::Msi | IrqIndex::Err | IrqIndex::Req => VFIO_IRQ_INFO_NORESIZE,
         };
         argument.set_word(offset_of!(vfio_irq_info, flags), VFIO_IRQ_INFO_EVENTFD | flags)?;

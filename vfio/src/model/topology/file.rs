@@ -22,6 +22,7 @@ pub(super) struct Document {
     #[serde(default)]
     kernel: KernelVersion,
     interrupt_remapping: Option<bool>,
+    dynamic_msix: Option<bool>,
     #[serde(default)]
     pub(super) bridge: Vec<BridgeEntry>,
     #[serde(default)]
@@ -94,7 +95,8 @@ impl From<Document> for Topology {
         bridges.sort_by_key(|bridge| bridge.address);
         functions.sort_by_key(|function| (function.is_virtual(), function.address));
         let interrupt_remapping = document.interrupt_remapping.unwrap_or(true);
-        Self { kernel: document.kernel, interrupt_remapping, bridges, functions }
+        let dynamic_msix = document.dynamic_msix.unwrap_or(true);
+        Self { kernel: document.kernel, interrupt_remapping, dynamic_msix, bridges, functions }
     }
 }
 

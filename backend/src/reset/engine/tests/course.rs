@@ -10,7 +10,7 @@ fn course(desk: &mut Desk) -> Vec<String> {
             Action::Query(_, device) => format!("query {}", device.0),
             Action::Quiesce(_, device) => format!("quiesce {}", device.0),
             Action::Attempt(_, device, method) => format!("{method:?} {}", device.0),
-            Action::Restore(_, device) => format!("restore {}", device.0),
+            Action::Restore(_, device, _) => format!("restore {}", device.0),
             other => panic!("{other:?}"),
         });
     }

@@ -239,7 +239,7 @@ impl House {
                     }
                     Action::Quiesce(reset, device) => Event::Quiesced(reset, device, done),
                     Action::Attempt(reset, ..) => Event::Attempted(reset, done.map(|()| ResetOutcome::Done)),
-                    Action::Restore(reset, device) => Event::Restored(reset, device, done),
+                    Action::Restore(reset, device, _) => Event::Restored(reset, device, done),
                     other => panic!("no step: {other:?}"),
                 };
                 self.tell(number, event);

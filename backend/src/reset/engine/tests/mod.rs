@@ -15,6 +15,7 @@ mod many_servers;
 mod one_server;
 mod policies;
 mod removal;
+mod restorations;
 mod sanitizing;
 mod world;
 
@@ -58,6 +59,10 @@ struct Desk {
     told: Vec<MemberMessage>,
     /// Every attempt of a reset.
     attempts: Vec<(Cookie, ResetMethod)>,
+    /// How each device was restored last.
+    restored: BTreeMap<Cookie, Restoration>,
+    /// Whose clients were told that their device's state is lost.
+    errors: Vec<Cookie>,
     devices: Vec<u64>,
     last_request: u64,
 }
@@ -75,6 +80,8 @@ impl Desk {
             announced: Vec::new(),
             told: Vec::new(),
             attempts: Vec::new(),
+            restored: BTreeMap::new(),
+            errors: Vec::new(),
             devices: Vec::new(),
             last_request: 0,
         };
@@ -96,8 +103,15 @@ impl Desk {
     }
 
     fn tell(&mut self, event: Event) {
+        let mut accesses = BTreeMap::new();
         for action in self.engine.handle(event, self.now) {
+            if let Action::SetAccess(device, access) = action {
+                accesses.insert(device, access);
+            }
             self.take(action);
+        }
+        for (device, access) in accesses {
+            assert_eq!(self.engine.access(device), access);
         }
     }
 
@@ -107,14 +121,19 @@ impl Desk {
                 self.attempts.push((device, method));
                 self.steps.push_back(action);
             }
-            Action::Query(..) | Action::Quiesce(..) | Action::Restore(..) => self.steps.push_back(action),
+            Action::Restore(_, device, restoration) => {
+                self.restored.insert(device, restoration);
+                self.steps.push_back(action);
+            }
+            Action::RaiseError(device) => self.errors.push(device),
+            Action::Query(..) | Action::Quiesce(..) => self.steps.push_back(action),
             Action::Answer(request, result) => {
                 assert!(self.answers.insert(request, *result).is_none(), "{request:?} is answered twice");
             }
             Action::Sanitized { verdict, record, .. } => self.sanitized.push((verdict, record)),
             Action::TellBroker(message) => self.told.push(message),
             Action::Announce(_, announcement) => self.announced.push(announcement),
-            Action::SetAccess(device, access) => assert_eq!(self.engine.access(device), access),
+            Action::SetAccess(..) => {}
         }
     }
 
@@ -159,7 +178,7 @@ impl Desk {
             Action::Query(reset, device) => Event::Queried(*reset, Ok(self.scope(*device))),
             Action::Quiesce(reset, device) => Event::Quiesced(*reset, *device, Ok(())),
             Action::Attempt(reset, ..) => Event::Attempted(*reset, Ok(ResetOutcome::Done)),
-            Action::Restore(reset, device) => Event::Restored(*reset, *device, Ok(())),
+            Action::Restore(reset, device, _) => Event::Restored(*reset, *device, Ok(())),
             other => panic!("no step: {other:?}"),
         };
         self.tell(event);
@@ -173,7 +192,7 @@ impl Desk {
             Action::Query(reset, _) => Event::Queried(*reset, Err(errno)),
             Action::Quiesce(reset, device) => Event::Quiesced(*reset, *device, Err(errno)),
             Action::Attempt(reset, ..) => Event::Attempted(*reset, Err(errno)),
-            Action::Restore(reset, device) => Event::Restored(*reset, *device, Err(errno)),
+            Action::Restore(reset, device, _) => Event::Restored(*reset, *device, Err(errno)),
             other => panic!("no step: {other:?}"),
         };
         self.tell(event);

@@ -56,6 +56,8 @@ pub(super) struct World {
     /// Who has asked and has not touched the device since.
     asked: BTreeSet<u64>,
     touched: BTreeSet<u64>,
+    /// How each was restored last.
+    restored: BTreeMap<u64, Restoration>,
     steps: Vec<Action>,
     open: BTreeMap<RequestId, Request>,
     /// Which devices each reset has quiesced and not restored.
@@ -75,6 +77,7 @@ impl World {
             usage: BTreeMap::new(),
             asked: BTreeSet::new(),
             touched: BTreeSet::new(),
+            restored: BTreeMap::new(),
             steps: Vec::new(),
             open: BTreeMap::new(),
             quiesced: BTreeMap::new(),
@@ -142,8 +145,9 @@ impl World {
                 self.tell(Event::Touched(Cookie(device)));
             }
             Deed::Use(device, usage) if self.present.contains(&device) => {
-                self.usage.insert(device, usage);
-                if let Usage::Active(_) = usage {
+                let before = self.usage.insert(device, usage);
+                let is_active = |usage| matches!(usage, Some(Usage::Active(_)));
+                if is_active(Some(usage)) && !is_active(before) {
                     self.note_touch(device);
                 }
                 self.tell(Event::Used(Cookie(device), usage));
@@ -152,6 +156,14 @@ impl World {
             Deed::Remove(device) => self.remove(device),
             Deed::Add(device) => self.add(device),
             Deed::Wait(milliseconds) => self.wait(Duration::from_millis(milliseconds)),
+        }
+    }
+
+    fn note_cleared(&mut self, device: u64) {
+        if let Some(usage) = self.usage.get_mut(&device)
+            && let Usage::Active(vm) = *usage
+        {
+            *usage = Usage::Still(vm);
         }
     }
 
@@ -199,7 +211,12 @@ impl World {
                 }
                 Event::Attempted(reset, done.map(|()| ResetOutcome::Done))
             }
-            Action::Restore(reset, device) => Event::Restored(reset, device, done),
+            Action::Restore(reset, device, _) => {
+                if done.is_err() {
+                    self.note_cleared(device.0);
+                }
+                Event::Restored(reset, device, done)
+            }
             other => panic!("no step: {other:?}"),
         };
         self.tell(event);
@@ -237,8 +254,12 @@ impl World {
     fn check(&mut self, action: &Action) {
         match action {
             Action::Quiesce(reset, device) => drop(self.quiesced.entry(*reset).or_default().insert(*device)),
-            Action::Restore(reset, device) => {
+            Action::Restore(reset, device, restoration) => {
                 self.quiesced.entry(*reset).or_default().remove(device);
+                self.restored.insert(device.0, *restoration);
+                if *restoration == Restoration::Cleared {
+                    self.note_cleared(device.0);
+                }
             }
             Action::Attempt(reset, device, method) => self.check_attempt(*reset, device.0, *method),
             Action::Answer(request, result) => self.check_answer(*request, result),
@@ -296,6 +317,9 @@ impl World {
         assert!(self.now <= request.deadline.answer(), "{id:?} is answered too late");
         let Ok(report) = result else { return };
         assert!(report.reset.affected.contains(&request.device), "{id:?} is told of another reset");
+        if request.demand == Demand::Clean {
+            assert_eq!(self.restored[&request.device.0], Restoration::Cleared, "{id:?} wants a clean device");
+        }
         if report.is_from_epoch {
             assert!(!self.touched.contains(&request.device.0), "a touched device is called clean");
             assert_eq!(request.demand, Demand::Clean);
@@ -338,7 +362,7 @@ pub(super) fn device_of(action: &Action) -> Option<u64> {
         Action::Query(_, device)
         | Action::Quiesce(_, device)
         | Action::Attempt(_, device, _)
-        | Action::Restore(_, device) => Some(device.0),
+        | Action::Restore(_, device, _) => Some(device.0),
         _ => None,
     }
 }

@@ -45,6 +45,8 @@ impl Kind {
 #[derive(Debug)]
 pub(crate) struct Messages {
     kind: Kind,
+    /// How many there are, where the kernel cannot get more while they are on.
+    limit: Option<u32>,
     vectors: BTreeMap<u32, Eventfd>,
     /// Those that somebody has listened to since messages were turned on.
     known: BTreeSet<u32>,
@@ -54,20 +56,27 @@ pub(crate) struct Messages {
 }
 
 impl Messages {
-    /// Turns messages on. While they are, the line is disabled.
+    /// Turns messages on, so many. While they are, the line is disabled.
     ///
     /// # Errors
     ///
     /// `ERANGE` for no vector at all; `EINVAL` the function sleeps. Which comes first depends.
-    pub(crate) fn enable(kind: Kind, registers: &mut Registers, is_any: bool) -> Result<Self, Errno> {
-        match (kind, registers.is_asleep(), is_any) {
+    pub(crate) fn enable(
+        kind: Kind,
+        registers: &mut Registers,
+        allocated: u32,
+        has_fixed_vectors: bool,
+    ) -> Result<Self, Errno> {
+        match (kind, registers.is_asleep(), allocated != 0) {
             (Kind::Msix, _, false) | (Kind::Msi, false, false) => return Err(Errno::RANGE),
             (_, true, _) => return Err(Errno::INVAL),
             (_, false, true) => {}
         }
         kind.set(registers, true);
         registers.assign(header::COMMAND, header::COMMAND_INTX_DISABLE, true);
-        Ok(Self { kind, vectors: BTreeMap::new(), known: BTreeSet::new(), pending: BTreeSet::new() })
+        let limit = (has_fixed_vectors || kind == Kind::Msi).then_some(allocated);
+        let (vectors, known, pending) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        Ok(Self { kind, limit, vectors, known, pending })
     }
 
     /// Turns messages off.
@@ -91,7 +100,7 @@ impl Messages {
         let mut outcome = Ok(());
         for (vector, trigger) in (start..).zip(triggers) {
             self.vectors.remove(&vector);
-            match trigger.eventfd() {
+            match self.eventfd(vector, trigger) {
                 Ok(None) => {}
                 Ok(Some(eventfd)) => {
                     if self.pending.remove(&vector) {
@@ -109,6 +118,19 @@ impl Messages {
         }
         self.follow_mask(registers);
         outcome
+    }
+
+    /// What is to be told of a vector.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` the kernel has no such vector; those of [`Trigger::eventfd`].
+    fn eventfd(&self, vector: u32, trigger: Trigger) -> Result<Option<Eventfd>, Errno> {
+        match trigger {
+            Trigger::Nothing | Trigger::Negative => Ok(None),
+            _ if self.limit.is_some_and(|limit| vector >= limit) => Err(Errno::INVAL),
+            trigger => trigger.eventfd(),
+        }
     }
 
     /// The user fires vectors from `start` on.

@@ -202,6 +202,23 @@ fn a_vector_that_cannot_be_set_takes_its_neighbours_with_it() {
 }
 
 #[test]
+fn where_vectors_are_fixed_there_are_as_many_as_messages_were_turned_on_with() {
+    let mut igb = open(Part::Igb);
+    igb.function.fix_vectors();
+    assert_eq!(igb.irq(Msix).unwrap(), (0x9, 10), "NORESIZE");
+    let [first, second] = [interrupt(), interrupt()];
+    igb.arm(Msix, 1, &[Some(&first)]).unwrap();
+    assert_eq!(igb.arm(Msix, 1, &[Some(&first), Some(&second)]), Err(Errno::INVAL));
+    igb.act(Msix, IrqAction::Trigger, 0, 10).unwrap();
+    assert_eq!(count(&first), 0, "what could not be set has taken its neighbour with it");
+    igb.arm(Msix, 0, &[Some(&second), None, None]).unwrap();
+    igb.act(Msix, IrqAction::Trigger, 0, 10).unwrap();
+    assert_eq!(count(&second), 1);
+    igb.act(Msix, IrqAction::Trigger, 0, 0).unwrap();
+    igb.arm(Msix, 0, &[Some(&first), None, Some(&second)]).unwrap();
+}
+
+#[test]
 fn turning_messages_on_with_something_else_than_an_eventfd_leaves_them_off() {
     let mut igb = open(Part::Igb);
     let other: OwnedFd = tempfile::tempfile().unwrap().into();

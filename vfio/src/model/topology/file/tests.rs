@@ -41,6 +41,7 @@ fn a_short_file_leaves_the_rest_to_defaults() {
     let expected = Topology {
         kernel: KernelVersion::Linux7_3,
         interrupt_remapping: true,
+        dynamic_msix: true,
         bridges: vec![Bridge {
             address: address("0000:00:04.0"),
             kind: BridgeKind::RootPort,
@@ -69,6 +70,7 @@ fn a_file_can_say_everything() {
 description = "all there is"
 kernel = "6.12"
 interrupt-remapping = false
+dynamic-msix = false
 
 [[bridge]]
 address = "0002:00:04.0"
@@ -97,6 +99,7 @@ firmware-mapping = true
     let expected = Topology {
         kernel: KernelVersion::Linux6_12,
         interrupt_remapping: false,
+        dynamic_msix: false,
         bridges: vec![Bridge {
             address: address("0002:00:04.0"),
             kind: BridgeKind::RootPort,
@@ -196,7 +199,7 @@ fn a_refusal_names_line_field_and_what_is_allowed() {
         ("\n\n[[function]]\npart = \"edu\"\n", "line 3, `[[function]]`: missing field `address`"),
         (
             "[bridges]\n",
-            "line 1, `[bridges]`: unknown field `bridges`, expected one of `kernel`, `interrupt-remapping`, \
+            "line 1, `[bridges]`: unknown field `bridges`, expected one of `kernel`, `interrupt-remapping`, `dynamic-msix`, \
              `bridge`, `function`, `description`",
         ),
         ("kernel = \"7.3\"\n[[bridge\n", "line 2, `[[bridge`: unclosed array table, expected `]]`"),
