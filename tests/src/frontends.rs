@@ -173,9 +173,9 @@ impl Script {
     /// The device is made: before the guest runs.
     pub fn connect(&mut self) -> Vec<Message> {
         if self.vmm.is_qemu() {
-            self.connect_qemu()
+            self.connect_qemu();
         } else {
-            self.connect_other()
+            self.connect_other();
         }
         std::mem::take(&mut self.messages)
     }

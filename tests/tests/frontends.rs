@@ -6,15 +6,20 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::fmt::Write;
+use std::os::unix::net::UnixStream;
+use std::thread;
 
 use protocol::features::ProtocolFeatures;
-use protocol::vhost_user::DeviceRequest;
-use protocol::{Descriptors, Endpoint, Frame, Header, VhostUserHeader};
+use protocol::vhost_user::{DeviceReply, DeviceRequest};
+use protocol::{Connection, Descriptors, Endpoint, Frame, Header, VhostUserHeader};
 use rustix::event::{EventfdFlags, eventfd};
-use vhost_device_vfio_tests::frontends::{Awaited, Guest, Memory, Message, Ring, Script, StockVmm};
+use rustix::fs::SealFlags;
+use vhost_device_vfio_tests::frontends::{Awaited, Guest, Memory, Message, Player, Ring, Script, StockVmm};
+use vhost_device_vfio_tests::guest_memory::memfd;
+use vhost_device_vfio_tests::server_process::PATIENCE;
 use zerocopy::FromBytes;
 
-/// A guest with two rings, of which SeaBIOS uses the first.
+/// A guest with two rings, of which `SeaBIOS` uses the first.
 fn guest(size: u32, user_address: u64) -> Guest {
     let descriptors = 0x3fd_d000;
     let available = descriptors + 16 * u64::from(size);
@@ -115,5 +120,42 @@ fn every_message_of_every_frontend_is_understood_and_answered_as_it_expects() {
                 assert_eq!(message.awaited != Awaited::Nothing, is_answered, "{vmm:?}: {message:?}");
             }
         }
+    }
+}
+
+/// A backend that has everything, and knows nothing.
+fn answer_everything(socket: UnixStream) {
+    let mut connection = Connection::<VhostUserHeader>::new(socket, Endpoint::Server);
+    let mut agreed = ProtocolFeatures::default();
+    while let Ok(frame) = connection.receive_within(PATIENCE) {
+        let header = frame.header;
+        let reply = match DeviceRequest::parse(frame).unwrap() {
+            DeviceRequest::GetConfig(access) => DeviceReply::Config { access, data: vec![0; 57] },
+            DeviceRequest::GetVringBase { queue } => DeviceReply::VringBase { queue, base: 7 },
+            DeviceRequest::SetProtocolFeatures(features) => {
+                agreed = features;
+                DeviceReply::Done
+            }
+            // As good as any number.
+            _ => DeviceReply::Done,
+        };
+        if header.is_answered(agreed) {
+            let (reply, body) = (VhostUserHeader::reply(header.request), reply.encode(header.request));
+            connection.send_within(reply, &body, &[], PATIENCE).unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_frontend_gets_from_its_first_to_its_last_message() {
+    for vmm in [StockVmm::QemuBlock, StockVmm::QemuGeneric, StockVmm::Crosvm, StockVmm::CloudHypervisor] {
+        let messages = life(Script::new(vmm, guest(64, 0), ProtocolFeatures::OF_DEVICES));
+        let (near, far) = UnixStream::pair().unwrap();
+        let backend = thread::spawn(|| answer_everything(far));
+        let memory = memfd(64 << 20, SealFlags::empty());
+        let replies = Player::new(near, vec![memory], 2).play(&messages);
+        let awaited = messages.iter().filter(|message| message.awaited != Awaited::Nothing);
+        assert_eq!(replies.len(), awaited.count(), "{vmm:?}");
+        backend.join().unwrap();
     }
 }
