@@ -182,6 +182,11 @@ impl HeldDevice {
         }
     }
 
+    /// Whether a client that maps the device's BARs can do something to it that nobody here sees.
+    pub const fn may_be_touched_unseen(&self) -> bool {
+        self.is_exposed && self.command & command::MEMORY != 0
+    }
+
     /// Takes note that what its client has to set up anew after a reset is off.
     pub fn note_cleared(&mut self) {
         self.command = 0;

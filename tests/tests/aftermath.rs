@@ -270,6 +270,19 @@ fn a_sibling_that_goes_on_after_its_vms_reset_is_reset_when_it_asks() {
 }
 
 #[test]
+fn a_sibling_that_could_be_touched_by_a_mapped_bar_is_reset_when_it_asks() {
+    let mut vm = vm(ModelledMachine::start("edu-pair"), &["--bar-access", "mmap"]);
+    let [(mut asked, _), (mut sibling, _)] = [1, 2].map(|cookie| in_use(&mut vm, cookie, Msi));
+    sibling.client.region_info(0).unwrap();
+    let before = vm.logged("event=reset-begun");
+    asked.client.device_reset().unwrap();
+    assert!(is_as_set_up(&mut sibling));
+    sibling.client.device_reset().unwrap();
+    assert_eq!(vm.logged("event=reset-begun"), before + 2, "what it has done, nobody has seen");
+    assert!(is_as_after_power_on(&mut sibling));
+}
+
+#[test]
 fn a_reset_that_was_not_done_leaves_the_sibling_as_it_was_and_tells_it_nothing() {
     let mut vm = pair();
     let (mut asked, _) = in_use(&mut vm, 1, Msi);

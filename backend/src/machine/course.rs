@@ -48,11 +48,15 @@ impl Machine {
 
     /// A step of a reset is done.
     pub fn step_done(&mut self, event: Event) {
-        // What could not be restored was stopped.
-        if let Event::Restored(_, cookie, Err(_)) = event
+        if let Event::Restored(_, cookie, result) = event
             && let Some(device) = self.devices.get_mut(&cookie)
         {
-            device.note_cleared();
+            if result.is_err() {
+                // It was stopped.
+                device.note_cleared();
+            } else if device.may_be_touched_unseen() {
+                self.drive(Event::Touched(cookie));
+            }
         }
         self.drive(event);
     }

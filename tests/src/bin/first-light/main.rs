@@ -97,11 +97,9 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 the_tool_leaves_nothing_behind, the_plan_names_what_the_kernel_then_wants;
         },
         "igb-pair" => trials! {
-
-            regions: the_interrupt_tables_of_igb_are_left_out;
-
             interrupts: eight_vectors_are_armed_and_again_after_a_reset;
-                        servers: a_reset_asked_of_either_server_resets_the_functions_of_both,
+            regions: the_interrupt_tables_of_igb_are_left_out;
+            servers: a_reset_asked_of_either_server_resets_the_functions_of_both,
                 a_sibling_that_is_read_all_the_time_in_another_server_makes_no_reset_busy;
         },
         // A modelled reset takes no time.
