@@ -126,10 +126,7 @@ impl ControlClient {
         regions: &[MemoryRegion],
         files: &[BorrowedFd<'_>],
     ) -> Result<(), ClientError> {
-        let count = u32::try_from(regions.len()).unwrap_or(u32::MAX);
-        let mut body = MemoryTableHeader { count, reserved: 0 }.as_bytes().to_vec();
-        body.extend(regions.as_bytes());
-        self.command(RequestNumber::SET_MEM_TABLE, &body, files)
+        self.command(RequestNumber::SET_MEM_TABLE, &MemoryTableHeader::encode(regions), files)
     }
 
     /// How many regions the memory table may have.

@@ -5,6 +5,7 @@
 use vhost::vhost_user::message::MAX_MSG_SIZE;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::features::ProtocolFeatures;
 use crate::frame::{Endpoint, Header, HeaderError};
 use crate::request_number::RequestNumber;
 
@@ -14,7 +15,7 @@ const VERSION: u32 = 0x1;
 const REPLY: u32 = 0x4;
 const NEED_REPLY: u32 = 0x8;
 
-/// The 12 bytes, in host byte order, that begin every message of the control face.
+/// The 12 bytes, in host byte order, that begin every message of the control face and of the vhost-user face.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct VhostUserHeader {
@@ -36,6 +37,13 @@ impl VhostUserHeader {
     /// Header of the reply to `request`. Its flags are 0x5: QEMU accepts no others.
     pub fn reply(request: RequestNumber) -> Self {
         Self { request, flags: VERSION | REPLY, size: 0 }
+    }
+
+    /// Whether this request is answered once `features` are agreed on: it has a reply of its own, or it wants to be
+    /// acknowledged.
+    pub fn is_answered(&self, features: ProtocolFeatures) -> bool {
+        self.request.is_always_answered()
+            || self.needs_reply() && features.contains(ProtocolFeatures::REPLY_ACK)
     }
 
     /// Whether the sender wants this request acknowledged. Counts only once `REPLY_ACK` is negotiated.
@@ -102,6 +110,18 @@ mod tests {
         for flags in [0x0, 0x2, 0x3, 0x11, 0x8000_0001] {
             assert_eq!(check(flags, Endpoint::Server), Err(HeaderError::Flags(flags)));
         }
+    }
+
+    #[test]
+    fn acknowledgements_are_wanted_agreed_on_and_no_second_reply() {
+        let is_answered = |request, need_reply, features| {
+            VhostUserHeader::request(request, need_reply).is_answered(features)
+        };
+        let (agreed, not) = (ProtocolFeatures::REPLY_ACK, ProtocolFeatures::default());
+        assert!(is_answered(RequestNumber::SET_VRING_ENABLE, true, agreed));
+        assert!(!is_answered(RequestNumber::SET_VRING_ENABLE, false, agreed));
+        assert!(!is_answered(RequestNumber::SET_VRING_ENABLE, true, not));
+        assert!(is_answered(RequestNumber::GET_VRING_BASE, false, not));
     }
 
     #[test]

@@ -9,13 +9,13 @@
 //! |---|---|
 //! | [`frame`], [`connection`] | the framed socket under both protocols: a header, a body, descriptors; nothing blocks |
 //! | [`server_request`], [`server_channel`] | the server's own requests, and the client's end of the socket for them |
-//! | [`header`], [`request_number`], [`features`] | vhost-user framing of the control face |
+//! | [`header`], [`request_number`], [`features`] | vhost-user framing, of the control face and of the vhost-user face |
 //! | [`request`], [`request_error`], [`reply`] | the control face's requests and replies, typed |
-//! | [`vhost_user`] | payloads of the base requests |
 //! | [`extension`] | payloads of the VFIO extension: handover, reset groups, resets, failures |
 //! | [`client`] | the control face's client |
 //! | [`broker_session`] | what a client becomes that coordinates the resets of several servers; nothing blocks |
 //! | [`vfio_user`] | the vfio-user data face: header, commands, replies, client |
+//! | [`vhost_user`] | the vhost-user data face: payloads (those about memory the control face has, too), requests, replies, backend channel, frontend |
 
 #![forbid(unsafe_code)]
 
@@ -26,6 +26,7 @@ pub mod extension;
 pub mod features;
 pub mod frame;
 pub mod header;
+mod message;
 pub mod reply;
 pub mod request;
 pub mod request_error;

@@ -8,28 +8,19 @@ mod coordination;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use zerocopy::FromBytes;
-
 use crate::extension::{
     AddDeviceRequest, BrokerMessage, Cookie, CookieRequest, CoordinateRequest, EventKinds, Face,
     GrantRequest, IoasChoice, MAJOR, MemberName, ResetGroupRequest, ResetMethod, ResetPolicy, ResetRequest,
     ResetWish, ServeRequest, SetIommufdRequest, VersionRequest,
 };
 use crate::features::{ProtocolFeatures, VirtioFeatures};
-use crate::frame::{Descriptors, Frame};
+use crate::frame::Frame;
 use crate::header::VhostUserHeader;
+use crate::message::Message;
 use crate::request_error::RequestError;
 use crate::request_number::RequestNumber;
-use crate::vhost_user::{MAX_TABLE_REGIONS, MemoryRegion, MemoryTableHeader, SingleMemoryRegion};
-
-/// A region of guest memory together with the file that backs it.
-#[derive(Debug)]
-pub struct BackedRegion {
-    /// Where it is.
-    pub region: MemoryRegion,
-    /// What it is; nothing is known about this descriptor yet.
-    pub file: OwnedFd,
-}
+pub use crate::vhost_user::BackedRegion;
+use crate::vhost_user::{MAX_TABLE_REGIONS, MemoryRegion};
 
 /// What a client asks for on the control face. Descriptors are only counted, not yet looked at.
 #[derive(Debug)]
@@ -125,7 +116,7 @@ pub enum ControlRequest {
 impl ControlRequest {
     /// Reads a request. Descriptors that come with one that is refused are closed.
     pub fn parse(frame: Frame<VhostUserHeader>) -> Result<Self, RequestError> {
-        let mut message = Message::new(frame)?;
+        let mut message = Message::new(frame, descriptors_allowed)?;
         if message.request.is_extension() { message.parse_extension() } else { message.parse_base() }
     }
 }
@@ -135,7 +126,12 @@ impl ControlRequest {
 /// `REM_MEM_REG` needs none, but some frontends send the region's file again.
 fn descriptors_allowed(request: RequestNumber) -> Option<(usize, usize)> {
     match request {
-        request if request == RequestNumber::NONE || request.is_from_server() => None,
+        RequestNumber::GET_FEATURES
+        | RequestNumber::SET_FEATURES
+        | RequestNumber::SET_OWNER
+        | RequestNumber::GET_PROTOCOL_FEATURES
+        | RequestNumber::SET_PROTOCOL_FEATURES
+        | RequestNumber::GET_MAX_MEM_SLOTS => Some((0, 0)),
         RequestNumber::SET_MEM_TABLE => Some((0, MAX_TABLE_REGIONS)),
         RequestNumber::REM_MEM_REG => Some((0, 1)),
         RequestNumber::ADD_MEM_REG
@@ -143,30 +139,12 @@ fn descriptors_allowed(request: RequestNumber) -> Option<(usize, usize)> {
         | RequestNumber::SET_IOMMUFD
         | RequestNumber::ADD_DEVICE
         | RequestNumber::SERVE => Some((1, 1)),
-        other => other.name().map(|_| (0, 0)),
+        other if other.is_extension() => other.name().map(|_| (0, 0)),
+        _ => None,
     }
-}
-
-/// A request of known number whose descriptors are as many as it may have.
-struct Message {
-    request: RequestNumber,
-    body: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
 }
 
 impl Message {
-    fn new(frame: Frame<VhostUserHeader>) -> Result<Self, RequestError> {
-        let request = frame.header.request;
-        let Descriptors::Complete(descriptors) = frame.descriptors else {
-            return Err(RequestError::TooManyDescriptors { request });
-        };
-        let (least, most) = descriptors_allowed(request).ok_or(RequestError::Unknown { request })?;
-        if !(least..=most).contains(&descriptors.len()) {
-            return Err(RequestError::Descriptors { request, expected: most, actual: descriptors.len() });
-        }
-        Ok(Self { request, body: frame.body, descriptors })
-    }
-
     fn parse_base(&mut self) -> Result<ControlRequest, RequestError> {
         Ok(match self.request {
             RequestNumber::GET_FEATURES => self.empty(ControlRequest::GetFeatures)?,
@@ -175,21 +153,10 @@ impl Message {
             RequestNumber::SET_MEM_TABLE => ControlRequest::SetMemoryTable(self.memory_table()?),
             RequestNumber::GET_PROTOCOL_FEATURES => self.empty(ControlRequest::GetProtocolFeatures)?,
             RequestNumber::SET_PROTOCOL_FEATURES => ControlRequest::SetProtocolFeatures(self.payload()?),
-            RequestNumber::SET_BACKEND_REQ_FD => {
-                self.check_empty()?;
-                ControlRequest::SetServerChannel(self.descriptor()?)
-            }
+            RequestNumber::SET_BACKEND_REQ_FD => ControlRequest::SetServerChannel(self.lone_descriptor()?),
             RequestNumber::GET_MAX_MEM_SLOTS => self.empty(ControlRequest::GetMaxMemorySlots)?,
-            RequestNumber::ADD_MEM_REG => {
-                let SingleMemoryRegion { region, .. } = self.payload()?;
-                self.check_region(region)?;
-                ControlRequest::AddMemoryRegion(BackedRegion { region, file: self.descriptor()? })
-            }
-            RequestNumber::REM_MEM_REG => {
-                let SingleMemoryRegion { region, .. } = self.payload()?;
-                self.check_region(region)?;
-                ControlRequest::RemoveMemoryRegion(region)
-            }
+            RequestNumber::ADD_MEM_REG => ControlRequest::AddMemoryRegion(self.backed_region()?),
+            RequestNumber::REM_MEM_REG => ControlRequest::RemoveMemoryRegion(self.region()?),
             request => return Err(RequestError::Unknown { request }),
         })
     }
@@ -236,7 +203,7 @@ impl Message {
             RequestNumber::RESET_PREPARE => ControlRequest::Broker(self.prepare()?),
             RequestNumber::RESET_GRANT => {
                 let GrantRequest { coordination } = self.payload()?;
-                self.check(coordination.0 != 0, "coordination", 0)?;
+                self.check(coordination.0 != 0, "coordination", 0_u32)?;
                 ControlRequest::Broker(BrokerMessage::Grant { coordination })
             }
             RequestNumber::RESET_DONE => ControlRequest::Broker(self.done()?),
@@ -278,68 +245,6 @@ impl Message {
         };
         let deadline = (deadline_ms != 0).then(|| Duration::from_millis(deadline_ms.into()));
         Ok(ControlRequest::Reset { cookie, wish: ResetWish { method, policy, deadline } })
-    }
-
-    fn memory_table(&mut self) -> Result<Vec<BackedRegion>, RequestError> {
-        const HEADER: usize = size_of::<MemoryTableHeader>();
-        const REGION: usize = size_of::<MemoryRegion>();
-
-        let (MemoryTableHeader { count: number, .. }, regions) =
-            MemoryTableHeader::read_from_prefix(&self.body).map_err(|_| self.bad_size(HEADER))?;
-        let count = usize::try_from(number).unwrap_or(usize::MAX);
-        self.check(count <= MAX_TABLE_REGIONS, "count", number)?;
-        if regions.len() != count * REGION {
-            return Err(self.bad_size(HEADER + count * REGION));
-        }
-        if self.descriptors.len() != count {
-            let actual = self.descriptors.len();
-            return Err(RequestError::Descriptors { request: self.request, expected: count, actual });
-        }
-        let mut table = Vec::with_capacity(count);
-        for region in regions.chunks(REGION) {
-            let region = MemoryRegion::read_from_bytes(region).map_err(|_| self.bad_size(HEADER + REGION))?;
-            self.check_region(region)?;
-            table.push(region);
-        }
-        let files = std::mem::take(&mut self.descriptors);
-        Ok(table.into_iter().zip(files).map(|(region, file)| BackedRegion { region, file }).collect())
-    }
-
-    /// The body as a `T`, which it must fill exactly.
-    fn payload<T: FromBytes>(&self) -> Result<T, RequestError> {
-        T::read_from_bytes(&self.body).map_err(|_| self.bad_size(size_of::<T>()))
-    }
-
-    /// `request`, which has no body.
-    fn empty(&self, request: ControlRequest) -> Result<ControlRequest, RequestError> {
-        self.check_empty().map(|()| request)
-    }
-
-    fn check_empty(&self) -> Result<(), RequestError> {
-        if self.body.is_empty() { Ok(()) } else { Err(self.bad_size(0)) }
-    }
-
-    /// The one descriptor that came.
-    fn descriptor(&mut self) -> Result<OwnedFd, RequestError> {
-        let request = self.request;
-        self.descriptors.pop().ok_or(RequestError::Descriptors { request, expected: 1, actual: 0 })
-    }
-
-    fn check(&self, good: bool, field: &'static str, value: u32) -> Result<(), RequestError> {
-        if good { Ok(()) } else { Err(self.bad_field(field, value)) }
-    }
-
-    fn check_region(&self, region: MemoryRegion) -> Result<(), RequestError> {
-        let request = self.request;
-        if region.is_valid() { Ok(()) } else { Err(RequestError::Region { request, region }) }
-    }
-
-    fn bad_field(&self, field: &'static str, value: u32) -> RequestError {
-        RequestError::Field { request: self.request, field, value }
-    }
-
-    fn bad_size(&self, expected: usize) -> RequestError {
-        RequestError::Size { request: self.request, expected, actual: self.body.len() }
     }
 }
 

@@ -10,10 +10,10 @@ use crate::extension::{Failure, MAJOR, MINOR};
 use crate::request_number::RequestNumber;
 use crate::vhost_user::MemoryRegion;
 
-/// Why a request on the control face is refused before the server's state is even looked at.
+/// Why a request on the control face or on the vhost-user face is refused before the server's state is even looked at.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum RequestError {
-    /// The control face has no such request.
+    /// The face has no such request.
     #[error("{request} is no request of this protocol")]
     Unknown {
         /// The request.
@@ -53,7 +53,7 @@ pub enum RequestError {
         /// The field's name in the specification.
         field: &'static str,
         /// What it holds.
-        value: u32,
+        value: u64,
     },
     /// A memory region is empty or wraps around.
     #[error("{request} came with a region that is empty or wraps around: {region}")]

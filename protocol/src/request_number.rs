@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The numbers of the control face's requests.
+//! The numbers of the requests of the control face and of the vhost-user face.
 
 use std::fmt;
 
@@ -38,20 +38,50 @@ requests! {
     SET_FEATURES = FrontendReq::SET_FEATURES as u32;
     /// Begins the session.
     SET_OWNER = FrontendReq::SET_OWNER as u32;
+    /// Ends it; deprecated.
+    RESET_OWNER = FrontendReq::RESET_OWNER as u32;
     /// Replaces the guest's memory table.
     SET_MEM_TABLE = FrontendReq::SET_MEM_TABLE as u32;
+    /// How many descriptors a ring has.
+    SET_VRING_NUM = FrontendReq::SET_VRING_NUM as u32;
+    /// Where the parts of a ring are.
+    SET_VRING_ADDR = FrontendReq::SET_VRING_ADDR as u32;
+    /// Where a ring begins.
+    SET_VRING_BASE = FrontendReq::SET_VRING_BASE as u32;
+    /// Stops a ring; how far it has come.
+    GET_VRING_BASE = FrontendReq::GET_VRING_BASE as u32;
+    /// Hands over the eventfd that the guest notifies a ring with, and starts the ring.
+    SET_VRING_KICK = FrontendReq::SET_VRING_KICK as u32;
+    /// Hands over the eventfd that a ring interrupts the guest with.
+    SET_VRING_CALL = FrontendReq::SET_VRING_CALL as u32;
+    /// Hands over the eventfd that a ring tells an error with.
+    SET_VRING_ERR = FrontendReq::SET_VRING_ERR as u32;
     /// Which protocol features the server offers.
     GET_PROTOCOL_FEATURES = FrontendReq::GET_PROTOCOL_FEATURES as u32;
     /// Which protocol features the client wants.
     SET_PROTOCOL_FEATURES = FrontendReq::SET_PROTOCOL_FEATURES as u32;
+    /// How many rings the device has.
+    GET_QUEUE_NUM = FrontendReq::GET_QUEUE_NUM as u32;
+    /// Enables or disables a ring.
+    SET_VRING_ENABLE = FrontendReq::SET_VRING_ENABLE as u32;
     /// Hands over the socket on which the server sends its requests.
     SET_BACKEND_REQ_FD = FrontendReq::SET_BACKEND_REQ_FD as u32;
+    /// Reads the device's configuration space.
+    GET_CONFIG = FrontendReq::GET_CONFIG as u32;
+    /// Writes it.
+    SET_CONFIG = FrontendReq::SET_CONFIG as u32;
+    /// Resets the device.
+    RESET_DEVICE = FrontendReq::RESET_DEVICE as u32;
     /// How many memory regions the server takes.
     GET_MAX_MEM_SLOTS = FrontendReq::GET_MAX_MEM_SLOTS as u32;
     /// Adds a region to the memory table.
     ADD_MEM_REG = FrontendReq::ADD_MEM_REG as u32;
     /// Removes a region from the memory table.
     REM_MEM_REG = FrontendReq::REM_MEM_REG as u32;
+    /// Writes the device status.
+    SET_STATUS = FrontendReq::SET_STATUS as u32;
+    /// Reads the device status.
+    GET_STATUS = FrontendReq::GET_STATUS as u32;
     /// Agrees on the version of the extension and its limits.
     VERSION = 0x5200;
     /// Hands over the iommufd.
@@ -125,7 +155,16 @@ impl RequestNumber {
     /// Whether the request is answered even without `need_reply`.
     pub fn is_always_answered(self) -> bool {
         self.is_extension()
-            || matches!(self, Self::GET_FEATURES | Self::GET_PROTOCOL_FEATURES | Self::GET_MAX_MEM_SLOTS)
+            || matches!(
+                self,
+                Self::GET_FEATURES
+                    | Self::GET_VRING_BASE
+                    | Self::GET_PROTOCOL_FEATURES
+                    | Self::GET_QUEUE_NUM
+                    | Self::GET_CONFIG
+                    | Self::GET_MAX_MEM_SLOTS
+                    | Self::GET_STATUS
+            )
     }
 }
 

@@ -17,13 +17,19 @@ use protocol::extension::{
     ResetStage, RowFlags, RowReason, ServeRequest, SetIommufdReply, SetIommufdRequest, SubscribeRequest,
     VersionReply, VersionRequest,
 };
+use protocol::features::ProtocolFeatures;
 use protocol::vfio_user::{
     Command, DeviceFeature, DeviceInfo as VfioDeviceInfo, DmaMapPayload, DmaUnmapPayload, IrqInfo, IrqSet,
     RegionAccess, RegionInfo, RegionIoFds, RegionWrite, ResetGroupWish, SparseMmap, SparseMmapArea,
     VersionPayload, VfioUserHeader,
 };
-use protocol::vhost_user::{MemoryRegion, MemoryTableHeader, SingleMemoryRegion};
-use protocol::{ReceiveError, RequestError, RequestNumber, VhostUserHeader};
+use protocol::vhost_user::{
+    ConfigAccess, DeviceRequest, MemoryRegion, MemoryTableHeader, SingleMemoryRegion, VringAddress,
+    VringArea, VringState,
+};
+use protocol::{
+    ControlRequest, Descriptors, Frame, ReceiveError, RequestError, RequestNumber, VhostUserHeader,
+};
 
 const SPECIFICATION: &str = include_str!("../../docs/protocol.md");
 
@@ -105,6 +111,10 @@ fn structures_of_the_code() -> BTreeMap<String, (usize, Vec<Field>)> {
         IrqSet { argsz, flags, index, start, count }
         DeviceFeature { argsz, flags }
         ResetGroupWish { first_row, reserved }
+        VringState { index, num }
+        VringAddress { index, flags, descriptor, used, available, log }
+        ConfigAccess { offset, size, flags }
+        VringArea { vring, size, offset }
     }
 }
 
@@ -222,9 +232,47 @@ fn every_request_has_its_section() {
             (number.unwrap(), name)
         })
         .collect();
-    let code: Vec<_> =
-        (1..=0x52ff).filter_map(|number| Some((number, RequestNumber(number).name()?))).collect();
+    let code: Vec<_> = (1..=0x52ff)
+        .map(RequestNumber)
+        .filter(|request| request.is_from_server() || is_known(*request, ControlRequest::parse))
+        .filter_map(|request| Some((request.0, request.name()?)))
+        .collect();
     assert_eq!(specified, code);
+}
+
+/// Whether `parse` knows the request.
+fn is_known<Request>(
+    request: RequestNumber,
+    parse: fn(Frame<VhostUserHeader>) -> Result<Request, RequestError>,
+) -> bool {
+    let header = VhostUserHeader::request(request, false);
+    let outcome = parse(Frame { header, body: Vec::new(), descriptors: Descriptors::Complete(Vec::new()) });
+    !matches!(outcome, Err(RequestError::Unknown { .. }))
+}
+
+/// The rows of the table that is announced as that of `what`.
+fn rows_of(what: &str) -> Vec<Vec<String>> {
+    tables().into_iter().filter(|table| table.what == what).flat_map(|table| table.rows).collect()
+}
+
+#[test]
+fn every_request_of_the_vhost_user_face_is_specified_with_its_answer() {
+    let specified: Vec<_> = rows_of("requests")
+        .iter()
+        .map(|row| (Table::number(row, 1), row[0].clone(), row[3].starts_with("an acknowledgement")))
+        .collect();
+    let code: Vec<_> = (0..=0x52ff)
+        .map(RequestNumber)
+        .filter(|request| is_known(*request, DeviceRequest::parse))
+        .map(|request| (request.0, request.to_string(), !request.is_always_answered()))
+        .collect();
+    assert_eq!(specified, code);
+}
+
+#[test]
+fn the_protocol_features_of_the_vhost_user_face_are_specified() {
+    let specified: u64 = rows_of("features").iter().map(|row| 1 << Table::number(row, 0)).sum();
+    assert_eq!(specified, ProtocolFeatures::OF_DEVICES.0);
 }
 
 #[test]

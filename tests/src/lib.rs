@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What tests of the server process share: the process, a VMM's memory and devices, and a driver for QEMU's edu device.
+//! What tests of the server process share: the process, a VMM's memory and devices, what stock VMMs say, and a driver for QEMU's edu device.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::missing_panics_doc, clippy::indexing_slicing)]
 
 pub mod driver_ring;
 pub mod edu;
 pub mod foreign_file;
+pub mod frontends;
 pub mod guest;
 pub mod guest_memory;
 pub mod host;

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use zerocopy::FromBytes;
 
-use super::{ControlRequest, Message};
+use super::ControlRequest;
 use crate::extension::{
     AbortCause, AbortReason, AbortRequest, BrokerMessage, DoneRequest, EventKinds, MAX_SET_FUNCTIONS,
     PciAddress, Preparation, PrepareRequest, ResetOutcome, ResetPolicy, SubscribeRequest, read_addresses,
 };
+use crate::message::Message;
 use crate::request_error::RequestError;
 
 impl Message {
@@ -32,7 +33,7 @@ impl Message {
         self.check(count <= MAX_SET_FUNCTIONS, "count", number)?;
         let functions = read_addresses(number, addresses)
             .ok_or_else(|| self.bad_size(HEADER + count * size_of::<PciAddress>()))?;
-        self.check(coordination.0 != 0, "coordination", 0)?;
+        self.check(coordination.0 != 0, "coordination", 0_u32)?;
         let policy = ResetPolicy::try_from(policy).map_err(|_| self.bad_field("policy", policy))?;
         self.check(reserved == 0, "reserved", reserved)?;
         Ok(BrokerMessage::Prepare(Preparation {
@@ -47,7 +48,7 @@ impl Message {
 
     pub(super) fn done(&self) -> Result<BrokerMessage, RequestError> {
         let DoneRequest { coordination, request, outcome, attempts, missing } = self.payload()?;
-        self.check(coordination.0 != 0, "coordination", 0)?;
+        self.check(coordination.0 != 0, "coordination", 0_u32)?;
         let outcome = ResetOutcome::try_from(outcome).map_err(|_| self.bad_field("outcome", outcome))?;
         let request = Some(request).filter(|request| request.0 != 0);
         let missing = Some(missing).filter(|missing| !missing.as_str().is_empty());

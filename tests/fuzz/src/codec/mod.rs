@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The receive side of both protocols. What can be parsed must be what is encoded, and nothing may panic, outlive the
+//! The receive side of all protocols. What can be parsed must be what is encoded, and nothing may panic, outlive the
 //! connection or be larger than the protocol allows.
 
 mod control_client;
 mod control_request;
+mod device_frontend;
+mod device_request;
 mod server_request;
 mod stream;
 mod vfio_user_client;
@@ -32,6 +34,8 @@ enum Receiver {
     VfioUserServer,
     ControlClient { is_negotiated: bool, calls: Vec<control_client::Call> },
     VfioUserClient { calls: Vec<vfio_user_client::Call> },
+    VhostUserServer,
+    VhostUserFrontend { calls: Vec<device_frontend::Call> },
 }
 
 /// Has it received.
@@ -52,6 +56,10 @@ pub fn receive(input: &Input<'_>) {
             control_client::call(*is_negotiated, calls, pieces, bytes);
         }
         Receiver::VfioUserClient { calls } => vfio_user_client::call(calls, pieces, bytes),
+        Receiver::VhostUserServer => {
+            stream::receive(pieces, bytes, device_request::header, device_request::parse);
+        }
+        Receiver::VhostUserFrontend { calls } => device_frontend::call(calls, pieces, bytes),
     }
     assert_eq!(process::open_files(), before, "descriptors stayed open");
 }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Payloads of the base requests that the control face answers (QEMU's vhost-user.rst, "Memory regions description").
+//! Payloads about guest memory, of the control face and of the vhost-user face (QEMU's vhost-user.rst, "Memory region
+//! description").
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -17,7 +19,7 @@ pub struct MemoryRegion {
     pub guest_address: u64,
     /// Size; not 0.
     pub size: u64,
-    /// Address in the client. Only a name: the server never uses it to reach memory.
+    /// Address in the client. Only a name, which ring addresses may be given in: the server never uses it to reach memory.
     pub user_address: u64,
     /// Where the region begins in the file that comes with it.
     pub offset: u64,
@@ -40,6 +42,15 @@ impl fmt::Display for MemoryRegion {
     }
 }
 
+/// A region of guest memory together with the file that backs it.
+#[derive(Debug)]
+pub struct BackedRegion {
+    /// Where it is.
+    pub region: MemoryRegion,
+    /// What it is; nothing is known about this descriptor yet.
+    pub file: OwnedFd,
+}
+
 /// What `SET_MEM_TABLE` begins with; the regions follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -48,6 +59,14 @@ pub struct MemoryTableHeader {
     pub count: u32,
     /// 0.
     pub reserved: u32,
+}
+
+impl MemoryTableHeader {
+    /// Payload of `SET_MEM_TABLE` with these regions.
+    pub(crate) fn encode(regions: &[MemoryRegion]) -> Vec<u8> {
+        let count = u32::try_from(regions.len()).unwrap_or(u32::MAX);
+        [Self { count, reserved: 0 }.as_bytes(), regions.as_bytes()].concat()
+    }
 }
 
 /// Payload of `ADD_MEM_REG` and `REM_MEM_REG`.
