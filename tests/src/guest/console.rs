@@ -6,8 +6,9 @@
 //! card. The test sends a command as a line; the answer is a line with the exit status and the length of the output, and then
 //! the output, errors included.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The port's name.
 pub(super) const PORT: &str = "console";
@@ -33,6 +34,15 @@ while read -r command; do
     cat /tmp/.output
 done
 "#;
+
+/// Whether a guest has said nothing for as long as anything may take.
+static STOOD_STILL: AtomicBool = AtomicBool::new(false);
+
+/// Whether a guest of this process has stood still. A nested guest does so now and then, also one without any device of ours, so
+/// that what a test found then says nothing.
+pub fn has_stood_still() -> bool {
+    STOOD_STILL.load(Ordering::Relaxed)
+}
 
 /// The guest's shell.
 #[derive(Debug)]
@@ -94,7 +104,7 @@ impl Console {
         let (status, length) = line.split_once(' ').ok_or_else(|| format!("`{line}` is no answer"))?;
         let number = |error| format!("`{line}` is no answer: {error}");
         let mut output = vec![0; length.parse().map_err(number)?];
-        self.connection.read_exact(&mut output).map_err(|error| error.to_string())?;
+        self.connection.read_exact(&mut output).map_err(|error| why(&error))?;
         Ok(Outcome {
             status: status.parse().map_err(number)?,
             output: String::from_utf8_lossy(&output).into_owned(),
@@ -106,7 +116,15 @@ impl Console {
         match self.connection.read_until(b'\n', &mut line) {
             Ok(0) => Err("QEMU has ended".into()),
             Ok(_) => Ok(String::from_utf8_lossy(&line).trim_end().into()),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(why(&error)),
         }
     }
+}
+
+fn why(error: &std::io::Error) -> String {
+    if error.kind() == ErrorKind::WouldBlock {
+        STOOD_STILL.store(true, Ordering::Relaxed);
+        return "the guest stands still".into();
+    }
+    error.to_string()
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-pub use self::console::{Console, Outcome};
+pub use self::console::{Console, Outcome, has_stood_still};
 use self::emulator::Emulator;
 pub use self::initramfs::Initramfs;
 pub use self::passthrough::{Passthrough, Way};
@@ -90,6 +90,12 @@ impl Guest {
     pub fn reset(&mut self) {
         self.qmp.execute("system_reset", &json!({}));
         self.wait_for_boot();
+    }
+
+    /// How often the guest's machine was reset since this was asked last. It may be more than anybody wanted: firmware that finds
+    /// its own copy in memory, and not the one in its ROM, resets the machine once more, and a kernel that fails boots again.
+    pub fn resets(&mut self) -> usize {
+        self.qmp.take("RESET")
     }
 
     /// Takes the function with this number away, and waits until the guest has let it go.

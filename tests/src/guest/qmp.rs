@@ -61,6 +61,15 @@ impl Qmp {
         }
     }
 
+    /// Takes the events of this name that have come, and tells how many there were.
+    pub fn take(&mut self, event: &str) -> usize {
+        // Its answer comes behind all events before it.
+        self.execute("query-status", &json!({}));
+        let before = self.events.len();
+        self.events.retain(|found| found["event"] != event);
+        before - self.events.len()
+    }
+
     fn receive(&mut self) -> Result<Value, String> {
         let mut line = String::new();
         match self.connection.read_line(&mut line) {

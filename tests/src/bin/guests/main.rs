@@ -18,13 +18,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Trial};
-use vhost_device_vfio_tests::guest::Way;
+use vhost_device_vfio_tests::guest::{Way, has_stood_still};
 
 use self::stage::Stage;
 
 /// The two functions of every topology with a pair.
 const FIRST: &str = "0000:01:00.0";
 const SECOND: &str = "0000:01:00.1";
+
+/// What tells whoever runs this to try again, as [`has_stood_still`] has it; also that of `timeout`.
+const STOOD_STILL: u8 = 124;
 
 /// Names each test by its function. All have the same stage.
 macro_rules! trials {
@@ -86,5 +89,6 @@ fn main() -> ExitCode {
     let topology = std::env::var("TESTVM_TOPOLOGY").unwrap_or_default();
     let is_in_process = std::env::var("GUESTS_WAY").is_ok_and(|way| way == "in-process");
     let way = if is_in_process { Way::InProcess } else { Way::Served };
-    libtest_mimic::run(&arguments, trials_of(&topology, way)).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials_of(&topology, way));
+    if conclusion.has_failed() && has_stood_still() { STOOD_STILL.into() } else { conclusion.exit_code() }
 }
