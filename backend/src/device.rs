@@ -55,6 +55,8 @@ pub struct HeldDevice {
     pub client: Option<Vm>,
     /// Whether its client has gone while a reset or a job had the device, and left it as it was.
     pub is_left: bool,
+    /// Whether its rings are driven for its client: what it was given is lost with a reset.
+    pub is_driven: bool,
     /// Whether a client got the device's descriptor. It may have copies, and do to the device what it likes, unseen.
     pub is_exposed: bool,
     /// What the kernel tells of the device by itself.
@@ -111,6 +113,7 @@ impl HeldDevice {
             face: DataFace::None,
             client: None,
             is_left: false,
+            is_driven: false,
             is_exposed: false,
             interrupts: Interrupts::default(),
         })

@@ -14,6 +14,7 @@ use crate::device::{HeldDevice, Quiescer};
 use crate::failure::Failure;
 use crate::memory::MemoryView;
 use crate::owner::Owner;
+use crate::virtio::{Action, Drive, Relay};
 use crate::worker::Work;
 
 /// What the machine has to have done and may block, but for resets.
@@ -68,6 +69,24 @@ pub enum Job {
         /// What.
         data: Vec<u8>,
     },
+    /// Take a virtio function, to be driven for a frontend.
+    TakeDrive {
+        /// Its name.
+        cookie: Cookie,
+        /// The function.
+        device: Arc<Device>,
+        /// Who passes its kicks on.
+        relay: Arc<Relay>,
+    },
+    /// Do to a virtio function what its frontend wants.
+    Drive {
+        /// Its name.
+        cookie: Cookie,
+        /// The function.
+        drive: Box<Drive>,
+        /// What.
+        actions: Vec<Action>,
+    },
 }
 
 /// What becomes of an address space when devices are released.
@@ -118,6 +137,10 @@ pub enum Completion {
     },
     /// Of [`Job::WriteConfig`].
     ConfigWritten(Result<(), Failure>),
+    /// Of [`Job::TakeDrive`].
+    DriveTaken(Cookie, Result<Box<Drive>, Failure>),
+    /// Of [`Job::Drive`]; without its rings if that failed.
+    Driven(Cookie, Box<Drive>, Result<(), Failure>),
 }
 
 impl Work for Job {
@@ -145,6 +168,13 @@ impl Work for Job {
             Self::WriteConfig { device, offset, data } => {
                 let written = device.write_region(RegionIndex::CONFIG, offset, &data);
                 Completion::ConfigWritten(written.map_err(Failure::device_call))
+            }
+            Self::TakeDrive { cookie, device, relay } => {
+                Completion::DriveTaken(cookie, Drive::new(device, relay).map(Box::new))
+            }
+            Self::Drive { cookie, mut drive, actions } => {
+                let outcome = drive.carry_out(actions);
+                Completion::Driven(cookie, drive, outcome)
             }
         }
     }

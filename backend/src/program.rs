@@ -23,7 +23,7 @@ use crate::reset::engine::Sanitizing;
 use crate::server::Server;
 use clap::{ArgGroup, Parser, ValueEnum};
 use log::LevelFilter;
-use protocol::extension::{Cookie, IoasChoice, ResetPolicy};
+use protocol::extension::{Cookie, Face, IoasChoice, ResetPolicy};
 use sandbox::{Confinement, FilterError, Filters, Identity, InheritedFds, Scope, Violation};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use vfio::Sysfs;
@@ -54,6 +54,9 @@ struct Arguments {
     /// An inherited socket, listening or connected, to serve a device of --device-fd over vfio-user.
     #[arg(long, value_name = "COOKIE=FD", requires = "device_fd", value_parser = named_fd)]
     vfio_user_fd: Vec<(Cookie, RawFd)>,
+    /// An inherited socket, listening or connected, to serve a virtio device of --device-fd over vhost-user.
+    #[arg(long, value_name = "COOKIE=FD", requires = "device_fd", value_parser = named_fd)]
+    vhost_user_fd: Vec<(Cookie, RawFd)>,
     /// How far a reset may reach where the client does not say.
     #[arg(long, value_enum, default_value = "group")]
     reset_policy: Reach,
@@ -245,7 +248,7 @@ struct Inheritance {
     control: Vec<OwnedFd>,
     iommufd: Option<OwnedFd>,
     devices: Vec<(Cookie, OwnedFd)>,
-    faces: Vec<(Cookie, OwnedFd)>,
+    faces: Vec<(Cookie, Face, OwnedFd)>,
 }
 
 impl Inheritance {
@@ -256,7 +259,12 @@ impl Inheritance {
             named.iter().map(|(cookie, fd)| Ok((*cookie, fds.take(*fd)?))).collect::<Result<Vec<_>, _>>()
         };
         let devices = take_named(&arguments.device_fd)?;
-        let faces = take_named(&arguments.vfio_user_fd)?;
+        let of = |face, named: Vec<(Cookie, OwnedFd)>| {
+            named.into_iter().map(move |(cookie, socket)| (cookie, face, socket))
+        };
+        let vfio_user = of(Face::VfioUser, take_named(&arguments.vfio_user_fd)?);
+        let vhost_user = of(Face::VhostUser, take_named(&arguments.vhost_user_fd)?);
+        let faces = vfio_user.chain(vhost_user).collect();
         let control = arguments.fd.iter().map(|fd| fds.take(*fd)).collect::<Result<_, _>>()?;
         let iommufd = arguments.iommufd_fd.map(|fd| fds.take(fd)).transpose()?;
         fds.close_others()?;
@@ -303,10 +311,10 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     if arguments.fixed_devices {
         server.machine().fix_devices();
     }
-    for (cookie, socket) in faces {
+    for (cookie, face, socket) in faces {
         server.machine().unserved(cookie)?;
-        server.machine().may_serve(cookie)?;
-        server.serve_device(cookie, FaceSocket::from_fd(socket)?)?;
+        server.machine().may_serve(cookie, face)?;
+        server.serve_device(cookie, face, FaceSocket::from_fd(socket)?)?;
     }
     for socket in control {
         server.serve_control(socket)?;

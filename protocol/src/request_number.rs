@@ -152,6 +152,11 @@ impl RequestNumber {
         }
     }
 
+    /// Whether the request describes guest memory.
+    pub fn is_about_memory(self) -> bool {
+        matches!(self, Self::SET_MEM_TABLE | Self::ADD_MEM_REG | Self::REM_MEM_REG)
+    }
+
     /// Whether the request is answered even without `need_reply`.
     pub fn is_always_answered(self) -> bool {
         self.is_extension()

@@ -243,7 +243,7 @@ pub const CALLS: &[Entry] = entries! {
     "recvmsg", recvmsg, &[], LOOP, "messages", on("edu-pair", "devices_are_described");
     "sendmsg", sendmsg, &[], LOOP, "replies and events", on("edu-pair", "devices_are_described");
     "epoll_pwait", epoll_pwait, &[], LOOP_AND_KICK, "waiting for messages, and for kicks", on("edu-pair", "devices_are_described");
-    "ppoll", ppoll, &[], KICK, "whether an eventfd of a client has room", untestable("no topology has a device with fewer interrupt vectors than rings");
+    "ppoll", ppoll, &[], LOOP_AND_KICK, "whether an eventfd of a client has room", on("virtio-pair", "a_reset_by_somebody_else_is_told_and_the_frontend_begins_anew");
     "epoll_ctl", epoll_ctl, &[], LOOP_AND_WORKER, "what to wait for; kicks, when a device is started", on("edu-pair", "devices_are_described");
     "accept4", accept4, &[], LOOP, "clients of listening sockets", on("edu-pair", "a_listening_face_takes_one_client_after_the_other");
     "futex", futex, &[], EVERY, "waiting for other threads", on("edu-pair", "devices_are_described");

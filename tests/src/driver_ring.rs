@@ -43,6 +43,11 @@ impl<'a> DriverRing<'a> {
         self.size
     }
 
+    /// Where it is.
+    pub const fn memory(&self) -> &'a GuestMemory {
+        self.memory
+    }
+
     /// Addresses of the descriptors, the available and the used ring.
     pub const fn areas(&self) -> [u64; 3] {
         [self.address, self.address + AVAILABLE, self.address + USED]

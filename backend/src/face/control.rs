@@ -32,7 +32,7 @@ pub enum Step {
     /// A reset; the answer is the machine's to this request.
     Reset(RequestId),
     /// A data face for the device; the answer is [`ControlReply::Done`] once it is set up.
-    Serve(Cookie, FaceSocket),
+    Serve(Cookie, Face, FaceSocket),
     /// Something about the server channel; the answer is [`ControlReply::Done`].
     Channel(ChannelRequest),
 }
@@ -164,7 +164,8 @@ impl ControlSession {
                 return machine.add_device(owner, cookie, device).map(Step::Job);
             }
             ControlRequest::Serve { cookie, face, socket } => {
-                return accept_face(cookie, face, socket, machine).map(|socket| Step::Serve(cookie, socket));
+                return accept_face(cookie, face, socket, machine)
+                    .map(|socket| Step::Serve(cookie, face, socket));
             }
             ControlRequest::RemoveDevice(cookie) => {
                 return machine.remove_device(owner, cookie).map(Step::Job);
@@ -244,7 +245,7 @@ impl From<Answer> for ControlReply {
     fn from(answer: Answer) -> Self {
         match answer {
             Answer::DeviceAdded(info) => Self::Device(info),
-            Answer::Done | Answer::Memory(_) => Self::Done,
+            Answer::Done | Answer::Memory(_) | Answer::DriveTaken(_) | Answer::Driven(..) => Self::Done,
             Answer::Reset(report) => Self::Reset(report),
         }
     }
@@ -270,11 +271,8 @@ fn accept_face(
     machine: &Machine,
 ) -> Result<FaceSocket, Failure> {
     machine.device(cookie)?;
-    if face == Face::VhostUser {
-        return Err(Failure::no_vhost_user_face());
-    }
     machine.unserved(cookie)?;
-    machine.may_serve(cookie)?;
+    machine.may_serve(cookie, face)?;
     FaceSocket::from_fd(socket)
 }
 

@@ -6,3 +6,4 @@ pub mod control;
 pub mod memory_batch;
 pub mod socket;
 pub mod vfio_user;
+pub mod vhost_user;

@@ -241,17 +241,6 @@ impl Failure {
         )
     }
 
-    /// A face this version does not have.
-    pub fn no_vhost_user_face() -> Self {
-        failure(
-            "no-vhost-user-face",
-            Errno::OPNOTSUPP,
-            "the vhost-user face was refused",
-            "this version serves a device over vfio-user only",
-            "ask for face 1",
-        )
-    }
-
     /// The loop cannot watch the socket.
     pub fn face_not_set_up(error: &std::io::Error) -> Self {
         let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);

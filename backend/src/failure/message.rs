@@ -39,6 +39,14 @@ impl Failure {
     }
 }
 
+/// vhost-user requests of a data face.
+impl Failure {
+    /// A malformed or unknown one.
+    pub fn vhost_user(error: &ControlRequestError) -> Self {
+        Self { errno: error.errno(), sentences: error.failure() }
+    }
+}
+
 /// vfio-user requests.
 impl Failure {
     /// `VERSION` is the first message, and comes once.

@@ -145,6 +145,28 @@ impl Failure {
         )
     }
 
+    /// The device would go on using memory that the guest has no more.
+    pub fn ring_in_use(ring: RingIndex) -> Self {
+        failure(
+            "ring-in-use",
+            Errno::BUSY,
+            "a change of guest memory was refused",
+            format!("the device runs with {ring}, a part of which lies in memory that would go"),
+            "stop the ring first with GET_VRING_BASE",
+        )
+    }
+
+    /// There is no memory where it should be.
+    pub fn ring_outside_memory(ring: RingIndex, address: u64) -> Self {
+        failure(
+            "ring-outside-memory",
+            Errno::FAULT,
+            format!("{ring} was refused"),
+            format!("at {address:#x} there is no memory for all of it"),
+            "describe the memory first, with SET_MEM_TABLE or ADD_MEM_REG",
+        )
+    }
+
     /// Hardware begins at the beginning.
     pub fn ring_not_resumable(ring: RingIndex, base: Base) -> Self {
         failure(

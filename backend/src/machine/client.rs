@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use protocol::extension::Cookie;
 use rustix::io::Errno;
@@ -13,8 +14,11 @@ use super::Machine;
 use crate::device::DataFace;
 use crate::failure::Failure;
 use crate::interrupts::IrqChange;
+use crate::job::Job;
 use crate::policy::BarAccess;
 use crate::reset::engine::{Event, Vm, touch};
+use crate::virtio::capability::Structures;
+use crate::virtio::{Action, Drive, Relay};
 
 /// What a client needs to map a BAR.
 #[derive(Debug)]
@@ -48,6 +52,7 @@ impl Machine {
         let Some(device) = self.devices.get_mut(&cookie) else { return };
         device.face = device.face.without_client();
         device.client = None;
+        device.is_driven = false;
         // What a job or a reset works on is left to that, and quieted when it is done.
         device.is_left = is_away;
         if !is_away {
@@ -61,6 +66,40 @@ impl Machine {
         let outcome = self.device_mut(cookie)?.set_irqs(change);
         self.note_usage(cookie);
         outcome.map_err(Failure::device_call)
+    }
+
+    /// Whether the device's rings can be driven for a vhost-user frontend.
+    ///
+    /// # Errors
+    ///
+    /// It is no virtio function, or one for legacy drivers.
+    pub fn may_drive(&self, cookie: Cookie) -> Result<(), Failure> {
+        Structures::of(&self.device(cookie)?.device).map(drop)
+    }
+
+    /// Takes a device to be driven for its client, a vhost-user frontend.
+    pub fn take_drive(&mut self, cookie: Cookie, relay: Arc<Relay>) -> Result<Job, Failure> {
+        let device = self.device_mut(cookie)?;
+        device.is_driven = true;
+        let device = Arc::clone(&device.device);
+        self.held = vec![cookie];
+        self.drive(Event::Touched(cookie));
+        Ok(Job::TakeDrive { cookie, device, relay })
+    }
+
+    /// Has something done to a device for its frontend; nobody else accesses the device meanwhile.
+    pub fn drive_device(&mut self, cookie: Cookie, drive: Box<Drive>, actions: Vec<Action>) -> Job {
+        self.held = vec![cookie];
+        self.drive(Event::Touched(cookie));
+        Job::Drive { cookie, drive, actions }
+    }
+
+    /// Something was done to a device for its frontend.
+    pub(super) fn note_driven(&mut self, cookie: Cookie, is_active: bool) {
+        if let Some(device) = self.devices.get_mut(&cookie) {
+            device.note_driven(is_active);
+            self.note_usage(cookie);
+        }
     }
 
     /// The client writes to a region.

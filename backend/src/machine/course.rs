@@ -34,6 +34,8 @@ pub enum Effect {
     Sanitized(RequestId, Result<(), Failure>),
     /// What was held off for the sake of a reset is to be tried again.
     AccessChanged,
+    /// A device that is driven for a frontend was reset, for somebody else's sake.
+    RingsLost(Cookie),
     /// For the broker.
     TellBroker(MemberMessage),
     /// For those who have subscribed to its kind.
@@ -153,8 +155,12 @@ impl Machine {
                 let device = self.devices.get_mut(&cookie);
                 let device = device.ok_or(Event::Restored(reset, cookie, Err(GONE)))?;
                 // What a client has set up that is gone is not for the next.
-                let restoration = if device.is_left { Restoration::Cleared } else { restoration };
+                let is_cleared = device.is_left || device.is_driven;
+                let restoration = if is_cleared { Restoration::Cleared } else { restoration };
                 let quiescer = device.quiescer();
+                if device.is_driven {
+                    self.effects.push(Effect::RingsLost(cookie));
+                }
                 if restoration == Restoration::Cleared {
                     device.note_cleared();
                 }

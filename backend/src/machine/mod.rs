@@ -36,6 +36,7 @@ use crate::owner::{ConnectionId, Owner};
 use crate::policy::Policies;
 use crate::reset::engine::{Engine, Event, RequestId, Settings};
 use crate::reset::report;
+use crate::virtio::Drive;
 
 /// A finished job, told to whoever asked for it.
 #[derive(Debug)]
@@ -48,6 +49,10 @@ pub enum Answer {
     Memory(Vec<Result<(), Failure>>),
     /// A reset was done.
     Reset(ResetReport),
+    /// A virtio function was taken to be driven.
+    DriveTaken(Box<Drive>),
+    /// What was done to a virtio function.
+    Driven(Box<Drive>, Result<(), Failure>),
 }
 
 /// The address space's whereabouts.
@@ -224,6 +229,10 @@ impl Machine {
 
     /// Takes a finished job back and says what came of it.
     pub fn finish(&mut self, completion: Completion) -> Result<Answer, Failure> {
+        if let Completion::Driven(cookie, drive, _) = &completion {
+            // Before it is quieted, if its client has gone meanwhile.
+            self.note_driven(*cookie, drive.is_active());
+        }
         self.release_held();
         match completion {
             Completion::DeviceAdded { cookie, outcome, address_space } => {
@@ -255,6 +264,8 @@ impl Machine {
                 Ok(Answer::Memory(outcomes))
             }
             Completion::ConfigWritten(outcome) => outcome.map(|()| Answer::Done),
+            Completion::DriveTaken(_, outcome) => outcome.map(Answer::DriveTaken),
+            Completion::Driven(_, drive, outcome) => Ok(Answer::Driven(drive, outcome)),
         }
     }
 

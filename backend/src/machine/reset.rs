@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use protocol::extension::{
-    Cookie, DEFAULT_RESET_DEADLINE, Generation, LONGEST_ATTEMPT, MAX_PAGE_ROWS, ResetGroupPage,
+    Cookie, DEFAULT_RESET_DEADLINE, Face, Generation, LONGEST_ATTEMPT, MAX_PAGE_ROWS, ResetGroupPage,
     ResetGroupRow, ResetPolicy, ResetReport, ResetWish,
 };
 use vfio::hot_reset::AffectedFunction;
@@ -57,12 +57,15 @@ impl Machine {
             || ResetGroup::of(device).map_err(Failure::device_call)? != ResetGroup::None)
     }
 
-    /// Whether the server may serve the device, as it was told at its start.
+    /// Whether the server may serve the device on such a face, as it was told at its start.
     ///
     /// # Errors
     ///
-    /// It shall serve only what can be reset, and this can't: neither alone, but for its power management, nor with its group.
-    pub fn may_serve(&self, cookie: Cookie) -> Result<(), Failure> {
+    /// The device's rings cannot be driven for a vhost-user frontend. Or the server shall serve only what can be reset, and this can't: neither alone, but for its power management, nor with its group.
+    pub fn may_serve(&self, cookie: Cookie, face: Face) -> Result<(), Failure> {
+        if face == Face::VhostUser {
+            self.may_drive(cookie)?;
+        }
         let HeldDevice { device, function_reset, .. } = self.device(cookie)?;
         if !self.policies.requires_reset || *function_reset == FunctionReset::Full {
             return Ok(());

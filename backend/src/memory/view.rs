@@ -131,6 +131,13 @@ impl MemoryView {
         (rustix::io::pread(region.file(), &mut data, position) == Ok(N)).then_some(data)
     }
 
+    /// Whether there is memory at all addresses of a range, in one region.
+    pub fn holds(&self, range: GuestRange) -> bool {
+        let found = self.mappings.range(..=range.address()).next_back();
+        let region = found.and_then(|(_, mapping)| mapping.region());
+        region.is_some_and(|region| region.range().end() >= range.end())
+    }
+
     /// Whether nothing is said.
     pub fn is_empty(&self) -> bool {
         self.mappings.is_empty()
@@ -153,6 +160,14 @@ mod tests {
         for beyond in [0, 4 * PAGE - 1, 6 * PAGE - 1, 6 * PAGE, u64::MAX] {
             assert_eq!(view.read::<2>(GuestAddress(beyond)), None);
         }
+    }
+
+    #[test]
+    fn a_range_is_held_by_one_region_or_not_at_all() {
+        let view = MemoryView::from_regions([region(4 * PAGE, 2), region(6 * PAGE, 1)]).unwrap();
+        let holds = |address, size| view.holds(GuestRange::new(GuestAddress(address), size).unwrap());
+        assert!(holds(4 * PAGE, 2 * PAGE) && holds(6 * PAGE - 1, 1) && holds(6 * PAGE, PAGE));
+        assert!(!holds(4 * PAGE - 1, 2) && !holds(5 * PAGE, 2 * PAGE) && !holds(7 * PAGE, 1) && !holds(0, 1));
     }
 
     #[test]

@@ -81,12 +81,12 @@ impl Server {
                 self.reset_askers.insert(id, Asker::Control(token, header));
                 return self.keep_control(token, peer);
             }
-            Ok(Step::Serve(cookie, socket)) => {
+            Ok(Step::Serve(cookie, face, socket)) => {
                 let who = format!("connection={}", token.0);
                 match self.machine.sanitize(cookie, Occasion::HandOut, who, false) {
                     Ok(id) => {
                         peer.is_served_by_job = true;
-                        self.handouts.insert(id, Handout::Serve(token, header, cookie, socket));
+                        self.handouts.insert(id, Handout::Serve(token, header, cookie, face, socket));
                         return self.keep_control(token, peer);
                     }
                     Err(failure) => failure.into(),

@@ -5,7 +5,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 
-use protocol::extension::Cookie;
+use protocol::extension::{Cookie, Face};
 
 use super::peer::Peer;
 use super::poller::Token;
@@ -15,7 +15,9 @@ use crate::device::DataFace;
 use crate::face::control::ControlSession;
 use crate::face::socket::FaceSocket;
 use crate::face::vfio_user::VfioUserSession;
+use crate::face::vhost_user::VhostUserSession;
 use crate::owner::ConnectionId;
+use crate::reset::engine::Occasion;
 
 impl Server {
     /// Serves the control face. With a connected socket the process ends when its peer is gone.
@@ -30,14 +32,16 @@ impl Server {
         }
     }
 
-    /// Serves a device's vfio-user face. The device must not have one.
-    pub fn serve_device(&mut self, cookie: Cookie, socket: FaceSocket) -> io::Result<()> {
+    /// Serves a device on a data face. The device must not have one.
+    pub fn serve_device(&mut self, cookie: Cookie, face: Face, socket: FaceSocket) -> io::Result<()> {
         match socket {
             FaceSocket::Listening(listener) => {
-                self.watch(listener, |listener| Endpoint::FaceListener(cookie, listener))?;
+                self.watch(listener, |listener| Endpoint::FaceListener(cookie, face, listener))?;
                 self.machine.listen(cookie);
             }
-            FaceSocket::Connected(stream) => self.add_vfio_user(cookie, stream, DataFace::ConnectedForOnce),
+            FaceSocket::Connected(stream) => {
+                self.add_client(cookie, face, stream, DataFace::ConnectedForOnce);
+            }
         }
         Ok(())
     }
@@ -52,27 +56,49 @@ impl Server {
     }
 
     /// One client at a time: a second one is turned away.
-    pub(super) fn add_vfio_user(&mut self, cookie: Cookie, stream: UnixStream, face: DataFace) {
+    pub(super) fn add_client(&mut self, cookie: Cookie, face: Face, stream: UnixStream, state: DataFace) {
         if self.machine.device(cookie).is_ok_and(|device| device.face.is_connected()) {
-            return self.turn_away(cookie, stream);
+            return self.turn_away(cookie, face, stream);
         }
         let token = self.new_token();
         let vm = vm_of(&stream, token);
-        log::info!("event=vfio-user-connected connection={} cookie={:#x} pid={}", token.0, cookie.0, vm.0);
-        self.machine.connect(cookie, face, vm);
-        let peer = Peer::new(&self.poller, token, stream, VfioUserSession::new(cookie));
-        self.keep_vfio_user(token, Box::new(peer));
+        let name = match face {
+            Face::VfioUser => "vfio-user",
+            Face::VhostUser => "vhost-user",
+        };
+        log::info!("event={name}-connected connection={} cookie={:#x} pid={}", token.0, cookie.0, vm.0);
+        self.machine.connect(cookie, state, vm);
+        match face {
+            Face::VfioUser => {
+                let peer = Peer::new(&self.poller, token, stream, VfioUserSession::new(cookie));
+                self.keep_vfio_user(token, Box::new(peer));
+            }
+            Face::VhostUser => {
+                let peer = Peer::new(&self.poller, token, stream, VhostUserSession::new(cookie));
+                self.keep_vhost_user(token, Box::new(peer));
+            }
+        }
         self.admit(token, cookie, vm);
+    }
+
+    /// A data face has no client any more.
+    pub(super) fn leave(&mut self, token: Token, cookie: Cookie) {
+        self.machine.disconnect(cookie);
+        self.left_views.push_back(cookie);
+        let who = format!("client connection={}", token.0);
+        // A device that is gone needs no reset; what comes of this one is in the log.
+        let _ = self.machine.sanitize(cookie, Occasion::HandBack, who, false);
     }
 
     /// Data faces do not outlive their device.
     pub(super) fn close_faces_of_removed(&mut self) {
         let machine = &self.machine;
         self.endpoints.retain(|_, endpoint| match endpoint {
-            Endpoint::FaceListener(cookie, _) | Endpoint::Notice(cookie, ..) => {
+            Endpoint::FaceListener(cookie, ..) | Endpoint::Notice(cookie, ..) => {
                 machine.device(*cookie).is_ok()
             }
             Endpoint::VfioUser(peer) => machine.device(peer.session.cookie()).is_ok(),
+            Endpoint::VhostUser(peer) => machine.device(peer.session.cookie()).is_ok(),
             _ => true,
         });
     }

@@ -113,7 +113,7 @@ impl Server {
         }
         self.doorkeeper.closed_until = None;
         for endpoint in self.endpoints.values_mut() {
-            if let Endpoint::ControlListener(listener) | Endpoint::FaceListener(_, listener) = endpoint {
+            if let Endpoint::ControlListener(listener) | Endpoint::FaceListener(_, _, listener) = endpoint {
                 look_out(listener, Interest::Read);
             }
         }

@@ -12,6 +12,7 @@ pub mod refusals;
 mod reset;
 mod turned_away;
 mod vfio_user;
+mod vhost_user;
 mod work;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,8 +22,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Instant;
 
-use protocol::extension::Cookie;
+use protocol::extension::{Cookie, Face};
 use protocol::vfio_user::{Request as VfioUserRequest, VfioUserHeader};
+use protocol::vhost_user::{BackendChannel, DeviceRequest};
 use protocol::{ControlRequest, ReceiveError, VhostUserHeader};
 use sandbox::{Filters, Thread};
 
@@ -36,6 +38,7 @@ use self::work::Asker;
 use crate::device::DataFace;
 use crate::face::control::ControlSession;
 use crate::face::vfio_user::VfioUserSession;
+use crate::face::vhost_user::VhostUserSession;
 use crate::failure::Failure;
 use crate::job::Job;
 use crate::machine::{Answer, Machine};
@@ -43,19 +46,26 @@ use crate::notice::NoticeKind;
 use crate::owner::ConnectionId;
 use crate::reset::engine::RequestId;
 use crate::reset::step::ResetThreads;
+use crate::virtio::{Eventfd, Relay};
 use crate::worker::{Work, Worker};
 
 // Boxed: a client leaves the table for each of its messages and comes back.
 type ControlPeer = Box<Peer<VhostUserHeader, ControlSession, (VhostUserHeader, ControlRequest)>>;
 type VfioUserPeer = Box<Peer<VfioUserHeader, VfioUserSession, (VfioUserHeader, VfioUserRequest)>>;
+type VhostUserPeer = Box<Peer<VhostUserHeader, VhostUserSession, (VhostUserHeader, DeviceRequest)>>;
 
 /// Everything the loop waits for.
 #[derive(Debug)]
 enum Endpoint {
     ControlListener(Watched<UnixListener>),
     Control(ControlPeer),
-    FaceListener(Cookie, Watched<UnixListener>),
+    FaceListener(Cookie, Face, Watched<UnixListener>),
     VfioUser(VfioUserPeer),
+    VhostUser(VhostUserPeer),
+    /// Readable when the configuration has changed of the device that this vhost-user client has.
+    ConfigChange(Token, Watched<Eventfd>),
+    /// The socket for requests to this vhost-user client.
+    Backend(Token, Watched<BackendChannel>),
     TurnedAway(Box<TurnedAway>),
     /// The server channel of this control client: all that can come is its end.
     Channel(Token),
@@ -76,6 +86,8 @@ pub struct Server {
     machine: Machine,
     worker: Worker<Job>,
     reset_threads: ResetThreads,
+    /// Rings the doorbells of virtio devices.
+    relay: Arc<Relay>,
     endpoints: BTreeMap<Token, Endpoint>,
     next_token: u64,
     in_flight: Option<Asker>,
@@ -111,6 +123,7 @@ impl Server {
             machine,
             worker,
             reset_threads: ResetThreads::start(confinement(filters, Thread::Reset))?,
+            relay: Arc::new(Relay::start(confinement(filters, Thread::Kick))?),
             endpoints: BTreeMap::new(),
             next_token: 0,
             in_flight: None,
@@ -143,7 +156,11 @@ impl Server {
     pub fn run_job(&mut self, job: Job) -> Result<(), Failure> {
         match self.machine.finish(job.carry_out())? {
             Answer::DeviceAdded(info) => self.watch_notices(info.cookie),
-            Answer::Done | Answer::Memory(_) | Answer::Reset(_) => {}
+            Answer::Done
+            | Answer::Memory(_)
+            | Answer::Reset(_)
+            | Answer::DriveTaken(_)
+            | Answer::Driven(..) => {}
         }
         Ok(())
     }
@@ -202,14 +219,17 @@ impl Server {
                 }
                 self.endpoints.insert(token, Endpoint::ControlListener(listener));
             }
-            Endpoint::FaceListener(cookie, mut listener) => {
+            Endpoint::FaceListener(cookie, face, mut listener) => {
                 if let Some(stream) = self.accept(&mut listener) {
-                    self.add_vfio_user(cookie, stream, DataFace::Connected);
+                    self.add_client(cookie, face, stream, DataFace::Connected);
                 }
-                self.endpoints.insert(token, Endpoint::FaceListener(cookie, listener));
+                self.endpoints.insert(token, Endpoint::FaceListener(cookie, face, listener));
             }
             Endpoint::Control(peer) => self.control_ready(token, peer),
             Endpoint::VfioUser(peer) => self.vfio_user_ready(token, peer),
+            Endpoint::VhostUser(peer) => self.vhost_user_ready(token, peer),
+            Endpoint::ConfigChange(owner, eventfd) => self.config_changed(token, owner, eventfd),
+            Endpoint::Backend(owner, channel) => self.backend_ready(token, owner, channel),
             Endpoint::TurnedAway(client) => self.turned_away_ready(token, client),
             Endpoint::Channel(client) => {
                 // It says nothing but that it ends.
@@ -268,6 +288,7 @@ impl Server {
             Endpoint::VfioUser(peer) => {
                 [peer.deadline(), peer.session.batch.due()].into_iter().flatten().min()
             }
+            Endpoint::VhostUser(peer) => peer.deadline(),
             Endpoint::TurnedAway(client) => Some(client.deadline),
             _ => None,
         })
@@ -283,6 +304,7 @@ impl Server {
             .filter(|(_, endpoint)| match endpoint {
                 Endpoint::Control(peer) => is_overdue(peer.deadline()),
                 Endpoint::VfioUser(peer) => is_overdue(peer.deadline()),
+                Endpoint::VhostUser(peer) => is_overdue(peer.deadline()),
                 Endpoint::TurnedAway(client) => is_overdue(Some(client.deadline)),
                 _ => false,
             })
@@ -292,6 +314,9 @@ impl Server {
             match self.endpoints.remove(&token) {
                 Some(Endpoint::Control(peer)) => self.break_control(token, peer, &ReceiveError::TimedOut),
                 Some(Endpoint::VfioUser(peer)) => self.close_vfio_user(token, &peer, &ReceiveError::TimedOut),
+                Some(Endpoint::VhostUser(peer)) => {
+                    self.close_vhost_user(token, &peer, &ReceiveError::TimedOut);
+                }
                 _ => {}
             }
         }

@@ -4,7 +4,7 @@
 
 use std::os::unix::net::UnixStream;
 
-use protocol::extension::{Cookie, EventKinds};
+use protocol::extension::{Cookie, EventKinds, Face};
 use protocol::{ControlReply, ReceiveError, ServerRequest, VhostUserHeader};
 use sandbox::PeerCredentials;
 
@@ -20,7 +20,7 @@ use crate::reset::engine::{Occasion, Vm};
 #[derive(Debug)]
 pub(super) enum Handout {
     /// A control client wants the device served on this socket.
-    Serve(Token, VhostUserHeader, Cookie, FaceSocket),
+    Serve(Token, VhostUserHeader, Cookie, Face, FaceSocket),
     /// A client has come to the data face.
     Admission(Token),
 }
@@ -73,6 +73,7 @@ impl Server {
                     self.resume(token);
                 }
             }
+            Effect::RingsLost(cookie) => self.lose_rings(cookie),
             Effect::TellBroker(message) => self.tell_broker(message),
             Effect::Event(kind, event) => self.publish(kind, &event),
         }
@@ -81,11 +82,11 @@ impl Server {
     /// A device is ready to be served, or must not be.
     fn hand_out(&mut self, handout: Handout, verdict: Result<(), Failure>) {
         match handout {
-            Handout::Serve(token, header, cookie, socket) => {
+            Handout::Serve(token, header, cookie, face, socket) => {
                 // Meanwhile it may have been removed, or given to somebody else.
                 let granted = verdict.and_then(|()| self.machine.unserved(cookie).map(drop));
                 let served = granted.and_then(|()| {
-                    self.serve_device(cookie, socket).map_err(|error| Failure::face_not_set_up(&error))
+                    self.serve_device(cookie, face, socket).map_err(|error| Failure::face_not_set_up(&error))
                 });
                 let reply = served.map_or_else(ControlReply::from, |()| ControlReply::Done);
                 if let Some(Endpoint::Control(mut peer)) = self.endpoints.remove(&token) {
@@ -93,20 +94,28 @@ impl Server {
                     self.reply_control(token, peer, header, &reply);
                 }
             }
-            Handout::Admission(token) => {
-                let Some(Endpoint::VfioUser(mut peer)) = self.endpoints.remove(&token) else { return };
-                match verdict {
-                    Ok(()) => {
-                        peer.session.is_admitted = true;
-                        self.endpoints.insert(token, Endpoint::VfioUser(peer));
-                        self.resume(token);
-                    }
-                    Err(failure) => {
-                        log::error!("event=not-admitted connection={} reason=\"{failure}\"", token.0);
-                        self.close_vfio_user(token, &peer, &ReceiveError::Closed);
-                    }
+            Handout::Admission(token) => match (self.endpoints.get_mut(&token), verdict) {
+                (Some(Endpoint::VfioUser(peer)), Ok(())) => {
+                    peer.session.is_admitted = true;
+                    self.resume(token);
                 }
-            }
+                (Some(Endpoint::VhostUser(peer)), Ok(())) => {
+                    peer.session.is_admitted = true;
+                    self.resume(token);
+                }
+                (Some(_), Err(failure)) => self.turn_out(token, &failure),
+                _ => {}
+            },
+        }
+    }
+
+    /// The device is not for this client.
+    pub(super) fn turn_out(&mut self, token: Token, failure: &Failure) {
+        log::error!("event=not-admitted connection={} reason=\"{failure}\"", token.0);
+        match self.endpoints.remove(&token) {
+            Some(Endpoint::VfioUser(peer)) => self.close_vfio_user(token, &peer, &ReceiveError::Closed),
+            Some(Endpoint::VhostUser(peer)) => self.close_vhost_user(token, &peer, &ReceiveError::Closed),
+            _ => {}
         }
     }
 

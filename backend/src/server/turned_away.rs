@@ -5,7 +5,7 @@
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use protocol::extension::Cookie;
+use protocol::extension::{Cookie, Face};
 use protocol::vfio_user::VfioUserHeader;
 use protocol::{Connection, Endpoint as End};
 use rustix::io::Errno;
@@ -29,10 +29,14 @@ pub(super) struct TurnedAway {
 
 impl Server {
     /// Turns a client away whose device has one.
-    pub(super) fn turn_away(&mut self, cookie: Cookie, stream: UnixStream) {
+    pub(super) fn turn_away(&mut self, cookie: Cookie, face: Face, stream: UnixStream) {
         let failure = Failure::second_client(cookie.0);
         log::warn!("event=second-client-refused cookie={:#x} reason=\"{failure}\"", cookie.0);
         let is_waiting = |endpoint: &&Endpoint| matches!(endpoint, Endpoint::TurnedAway(_));
+        if face == Face::VhostUser {
+            // It has no message for it: the end of the connection says so.
+            return;
+        }
         if self.endpoints.values().filter(is_waiting).count() >= MAX_WAITING {
             return;
         }

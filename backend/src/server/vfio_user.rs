@@ -13,7 +13,7 @@ use super::work::Asker;
 use super::{Endpoint, Server, VfioUserPeer};
 use crate::face::vfio_user::{Step, VfioUserSession};
 use crate::failure::Failure;
-use crate::reset::engine::{Access, Occasion};
+use crate::reset::engine::Access;
 
 impl Server {
     /// Something has come, or there is room to send.
@@ -194,11 +194,7 @@ impl Server {
         }
         peer.refusals.log_the_rest(token);
         log::info!("event=vfio-user-closed connection={} cookie={:#x} reason=\"{error}\"", token.0, cookie.0);
-        self.machine.disconnect(cookie);
-        self.left_views.push_back(cookie);
-        let who = format!("client connection={}", token.0);
-        // A device that is gone needs no reset; what comes of this one is in the log.
-        let _ = self.machine.sanitize(cookie, Occasion::HandBack, who, false);
+        self.leave(token, cookie);
     }
 }
 

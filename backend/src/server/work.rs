@@ -5,6 +5,7 @@
 use protocol::ControlReply;
 use protocol::VhostUserHeader;
 use protocol::vfio_user::{Reply, VfioUserHeader};
+use protocol::vhost_user::DeviceReply;
 
 use super::poller::Token;
 use super::{Endpoint, Server};
@@ -12,6 +13,7 @@ use crate::face::memory_batch::Answers;
 use crate::failure::Failure;
 use crate::job::Job;
 use crate::machine::Answer;
+use crate::memory::TableChange;
 use crate::owner::ConnectionId;
 
 /// Who gets the answer of the job in flight, or of a request to the reset engine.
@@ -22,6 +24,12 @@ pub(super) enum Asker {
     VfioUser(Token, VfioUserHeader, Reply),
     /// Changes of a client's memory.
     Memory(Token, Answers),
+    /// A vhost-user frontend, whose device is taken for it.
+    Opening(Token),
+    /// A vhost-user frontend, with what the answer is if the job is done well.
+    VhostUser(Token, VhostUserHeader, DeviceReply),
+    /// A vhost-user frontend, and what is to become of its memory.
+    FrontendMemory(Token, VhostUserHeader, Vec<TableChange>),
     /// It was nobody's request.
     Nobody,
 }
@@ -62,6 +70,11 @@ impl Server {
                         Err(failure) => self.reply_to_batch(token, peer, answers.refused(&failure)),
                     }
                 }
+            }
+            Asker::Opening(token) => self.opened(token, answer),
+            Asker::VhostUser(token, header, reply) => self.driven(token, header, reply, answer),
+            Asker::FrontendMemory(token, header, changes) => {
+                self.memory_changed(token, header, changes, answer);
             }
             Asker::Nobody => {
                 if let Err(failure) = answer {
@@ -108,6 +121,7 @@ impl Server {
                 Some((header, request)) => self.start_vfio_user(token, peer, header, request),
                 None => self.keep_vfio_user(token, peer),
             },
+            Some(Endpoint::VhostUser(peer)) => self.resume_vhost_user(token, peer),
             Some(other) => drop(self.endpoints.insert(token, other)),
             None => {}
         }

@@ -6,7 +6,7 @@
 //! Frontends differ in the order in which they say things, and a device in hardware cannot do what a backend in software
 //! can: it gets its rings before it begins, begins at the beginning, does not tell where it is, and is stopped as a whole.
 //! So one rule decides: **the device runs while all the rings that it has are started, one of them at least is enabled, and
-//! the driver is ready (where the frontend says so).** Otherwise it is silent: it keeps its rings, and reaches nothing. From
+//! the status is not 0.** It is not waited for `DRIVER_OK`, which not every frontend says that tells a status. Otherwise it is silent: it keeps its rings, and reaches nothing. From
 //! there it goes on if it is given the same rings with what they were stopped with, or begins anew.
 
 use std::collections::BTreeMap;
@@ -89,7 +89,8 @@ pub struct Course {
     features: Option<u64>,
     /// Whether the frontend tells the status of its driver.
     tells_status: bool,
-    status: DeviceStatus,
+    /// What it told last.
+    status: Option<DeviceStatus>,
     rings: BTreeMap<RingIndex, Ring>,
     hardware: Hardware,
     /// How often a ring was stopped.
@@ -106,7 +107,7 @@ impl Course {
             largest_sizes,
             features: None,
             tells_status: false,
-            status: DeviceStatus::default(),
+            status: None,
             rings: BTreeMap::new(),
             hardware: Hardware::Reset,
             stops: 0,
@@ -273,9 +274,10 @@ impl Course {
 
     /// `SET_STATUS`. 0 stops the device and resets nothing: QEMU sends it when the virtual machine is paused as well.
     pub fn set_status(&mut self, status: DeviceStatus) -> Result<Vec<Action>, Failure> {
-        let begins = status.has(DeviceStatus::DRIVER_OK) && !self.status.has(DeviceStatus::DRIVER_OK);
+        let was_ready = self.status.is_some_and(|before| before.has(DeviceStatus::DRIVER_OK));
+        let begins = status.has(DeviceStatus::DRIVER_OK) && !was_ready;
         // What was answered comes back with what is added.
-        self.status = status.without(DeviceStatus::NEEDS_RESET);
+        self.status = Some(status.without(DeviceStatus::NEEDS_RESET));
         if !self.tells_status {
             return Ok(Vec::new());
         }
@@ -295,7 +297,8 @@ impl Course {
     /// `GET_STATUS`. What went wrong shows as `DEVICE_NEEDS_RESET`.
     pub fn status(&self) -> DeviceStatus {
         let is_faulty = self.fault.is_some() || self.rings.values().any(|ring| ring.fault.is_some());
-        if is_faulty { self.status.with(DeviceStatus::NEEDS_RESET) } else { self.status }
+        let status = self.status.unwrap_or_default();
+        if is_faulty { status.with(DeviceStatus::NEEDS_RESET) } else { status }
     }
 
     /// What is wrong, for the log.
@@ -307,7 +310,7 @@ impl Course {
     pub fn reset(&mut self) -> Vec<Action> {
         let was_driven = self.driven().is_some();
         self.hardware = Hardware::Reset;
-        self.status = DeviceStatus::default();
+        self.status = None;
         self.fault = None;
         for (index, ring) in std::mem::take(&mut self.rings) {
             self.ring(index).call = ring.call;
@@ -329,10 +332,40 @@ impl Course {
         self.fault = Some(failure);
     }
 
+    /// Memory goes, in which a ring lies if `is_in` says so. A device that is silent loses its rings with it.
+    ///
+    /// # Errors
+    ///
+    /// The device runs with such a ring.
+    pub fn lose_memory(&mut self, is_in: impl Fn(&RingAreas) -> bool) -> Result<(), Failure> {
+        let lies_in = |driven: &Driven| {
+            driven
+                .rings
+                .iter()
+                .find(|(_, ring)| is_in(&ring.areas))
+                .map(|(index, _)| Failure::ring_in_use(*index))
+        };
+        match &self.hardware {
+            Hardware::Running(driven) => lies_in(driven).map_or(Ok(()), Err),
+            Hardware::Silent(driven) => {
+                if let Some(failure) = lies_in(driven) {
+                    self.lose(failure);
+                }
+                Ok(())
+            }
+            Hardware::Reset => Ok(()),
+        }
+    }
+
+    /// `RESET_OWNER`: no ring is enabled.
+    pub fn disable_all(&mut self) -> Vec<Action> {
+        self.rings.values_mut().for_each(|ring| ring.is_enabled = false);
+        self.silence_unless_wanted()
+    }
+
     /// Has the device begin, go on or take another ring, if it is time.
     fn advance(&mut self) -> Result<Vec<Action>, Failure> {
-        let is_ready = !self.tells_status || self.status.has(DeviceStatus::DRIVER_OK);
-        let is_wanted = is_ready && self.rings.values().any(Ring::is_served);
+        let is_wanted = !self.is_down() && self.rings.values().any(Ring::is_served);
         let Some(features) = self.features.filter(|_| is_wanted) else { return Ok(Vec::new()) };
         let done = match &self.hardware {
             Hardware::Running(driven) => self.add_late_rings(driven.clone()),
@@ -425,13 +458,17 @@ impl Course {
         self.fault = None;
     }
 
+    /// Whether the frontend has said that there is no driver.
+    fn is_down(&self) -> bool {
+        self.tells_status && self.status == Some(DeviceStatus::default())
+    }
+
     /// Silences a device that runs although it must not.
     fn silence_unless_wanted(&mut self) -> Vec<Action> {
         let Hardware::Running(driven) = &self.hardware else { return Vec::new() };
         let mut had = driven.rings.keys().filter_map(|index| self.rings.get(index));
-        let is_wanted = had.clone().all(Ring::is_started)
-            && had.any(|ring| ring.is_enabled)
-            && (!self.tells_status || self.status.has(DeviceStatus::DRIVER_OK));
+        let is_wanted =
+            had.clone().all(Ring::is_started) && had.any(|ring| ring.is_enabled) && !self.is_down();
         if is_wanted {
             return Vec::new();
         }

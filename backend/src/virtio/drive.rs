@@ -98,6 +98,14 @@ impl Drive {
         !self.armed.is_empty()
     }
 
+    /// The device was reset by somebody: its rings are gone, and its interrupts down.
+    pub fn forget(&mut self) {
+        self.kicks.clear();
+        self.rings.clear();
+        self.armed.clear();
+        self.shared = SharedVectors::default();
+    }
+
     /// Does one thing after the other.
     ///
     /// # Errors
@@ -123,6 +131,7 @@ impl Drive {
                 self.function.negotiate(features)
             }
             Action::SetUp(ring, placement) => {
+                self.check(ring, &placement)?;
                 self.rings.insert(ring, placement);
                 self.function.set_up(ring, &placement, self.vectors.ring(ring))
             }
@@ -154,6 +163,12 @@ impl Drive {
                 self.silence()
             }
         }
+    }
+
+    /// All of a ring has to be in memory: an access beside it would be lost, and the device with it.
+    fn check(&self, ring: RingIndex, placement: &Placement) -> Result<(), Failure> {
+        let outside = placement.parts(self.is_packed).into_iter().find(|part| !self.memory.holds(*part));
+        outside.map_or(Ok(()), |part| Err(Failure::ring_outside_memory(ring, part.address().0)))
     }
 
     /// Has the device finish what it was given, for up to half a second: what it would finish later is lost with some.

@@ -8,7 +8,7 @@ use vfio::Iova;
 
 use super::eventfd::Eventfd;
 use crate::failure::Failure;
-use crate::memory::{GuestAddress, MemoryView};
+use crate::memory::{GuestAddress, GuestRange, MemoryView};
 
 /// Most rings of a device: vhost-user names a ring with kick and call by 8 bits.
 pub const MAX_RINGS: u16 = 256;
@@ -75,6 +75,21 @@ impl Placement {
             return Err(Failure::ring_unaligned(ring));
         }
         Ok(Self { size, areas })
+    }
+
+    /// Where its parts are: descriptors, what the driver writes, what the device writes (Virtio 1.3, 2.7 and 2.8).
+    pub fn parts(&self, is_packed: bool) -> Vec<GuestRange> {
+        let size = u64::from(self.size);
+        // Of a split ring with the words for the other side's event index, of a packed one the suppression structures.
+        let (driver, device) = if is_packed { (4, 4) } else { (6 + 2 * size, 6 + 8 * size) };
+        let RingAreas { descriptors: first, driver: second, device: third } = self.areas;
+        let parts = [(first, 16 * size), (second, driver), (third, device)];
+        let range = |(Iova(address), length)| {
+            GuestRange::new(GuestAddress(address), length)
+                // An end beyond all addresses lies in no memory.
+                .or_else(|| GuestRange::between(u64::MAX - 1, u64::MAX))
+        };
+        parts.into_iter().filter_map(range).collect()
     }
 
     /// Whether a device has given back all that a split ring has for it, by the two indexes. Where they cannot be read it has

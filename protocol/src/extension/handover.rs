@@ -98,7 +98,7 @@ pub struct CookieRequest {
 pub enum Face {
     /// vfio-user: the whole PCI function.
     VfioUser = 1,
-    /// vhost-user, reserved for a later version.
+    /// vhost-user: the rings of a virtio function.
     VhostUser = 2,
 }
 super::numbered!(Face);

@@ -29,6 +29,8 @@ pub struct Settings<'a> {
     pub append: &'a str,
     /// Whether the firmware boots from the first function, and not the kernel from QEMU.
     pub boots_from_function: bool,
+    /// How many processors it has beyond the first: nested guests with several stand still at times.
+    pub more_processors: u32,
     /// Programs for the guest.
     pub programs: &'a [PathBuf],
 }
@@ -61,7 +63,7 @@ impl Guest {
     pub fn start(passthrough: &Passthrough, settings: &Settings) -> Self {
         let devices: Vec<_> =
             (0..passthrough.functions().len()).map(|number| settings.device(passthrough, number)).collect();
-        let mut arguments = Vec::new();
+        let mut arguments = vec!["-smp".into(), (1 + settings.more_processors).to_string()];
         for object in passthrough.objects() {
             arguments.extend(["-object".into(), object.to_string()]);
         }

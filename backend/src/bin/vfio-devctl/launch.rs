@@ -31,7 +31,10 @@ pub(crate) struct Launch {
     devices: Vec<(PciAddress, Option<u64>)>,
     /// Serve the device with this cookie over vfio-user on a new socket at this path.
     #[arg(long = "vfio-user", value_name = "COOKIE=PATH", value_parser = face)]
-    faces: Vec<(Cookie, PathBuf)>,
+    vfio_user: Vec<(Cookie, PathBuf)>,
+    /// Serve the virtio device with this cookie over vhost-user on a new socket at this path.
+    #[arg(long = "vhost-user", value_name = "COOKIE=PATH", value_parser = face)]
+    vhost_user: Vec<(Cookie, PathBuf)>,
     /// The server to start; by default the one beside this tool.
     #[arg(long, value_name = "PATH")]
     server: Option<PathBuf>,
@@ -98,11 +101,13 @@ impl Launch {
         for (cookie, device) in devices {
             client.add_device(cookie, device)?;
         }
-        let serve = |(cookie, path): &(Cookie, PathBuf)| {
+        let vfio_user = self.vfio_user.iter().map(|place| (Face::VfioUser, place));
+        let vhost_user = self.vhost_user.iter().map(|place| (Face::VhostUser, place));
+        let serve = |(face, (cookie, path)): (Face, &(Cookie, PathBuf))| {
             let (bound, listener) = server::listen(path)?;
-            client.serve(*cookie, Face::VfioUser, listener)?;
+            client.serve(*cookie, face, listener)?;
             Ok(bound)
         };
-        self.faces.iter().map(serve).collect()
+        vfio_user.chain(vhost_user).map(serve).collect()
     }
 }

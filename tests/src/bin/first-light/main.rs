@@ -14,6 +14,7 @@ mod refusals;
 mod regions;
 mod removal;
 mod reset;
+mod rings;
 mod servers;
 mod sharing;
 mod teardown;
@@ -86,6 +87,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
                 guest_memory_is_pinned_once_for_two_servers, memory_goes_with_the_server_that_filled_it,
                 the_second_server_outlives_the_first;
             virtio: a_function_that_is_no_virtio_device_is_told;
+            rings: only_a_virtio_function_is_served_over_vhost_user;
         },
         "virtio-pair" => trials_of_virtio(),
         "edu-igb" => trials! {
@@ -152,6 +154,17 @@ fn trials_of_virtio() -> Vec<Trial> {
             a_call_is_replaced_while_the_device_runs, a_device_that_was_reset_does_not_go_on_and_begins_anew,
             a_ring_in_no_memory_needs_a_reset_and_gets_it, a_configuration_is_read_and_written,
             a_network_device_has_an_address;
+        rings: a_frontend_reads_back_what_it_wrote, a_frontend_may_name_rings_by_its_own_addresses,
+            a_frontend_without_status_and_acknowledgements_works,
+            what_the_hardware_offers_is_offered_but_for_what_is_the_servers,
+            a_configuration_is_the_hardwares, a_frontend_that_pauses_goes_on_where_it_was,
+            a_ring_that_shall_go_on_elsewhere_is_refused, a_reset_device_begins_anew,
+            a_frontend_that_goes_leaves_a_quiet_device_to_the_next, memory_comes_and_goes_while_rings_run,
+            memory_that_a_running_ring_lies_in_stays,
+            a_ring_that_is_wrong_is_refused_and_the_device_stays_silent, a_call_is_replaced_while_rings_run,
+            a_reset_by_somebody_else_is_told_and_the_frontend_begins_anew, stock_frontends_read_a_sector,
+            a_second_frontend_is_turned_away, a_network_function_is_served_too,
+            a_change_of_the_configuration_is_told;
     }
 }
 

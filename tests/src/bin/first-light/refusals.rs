@@ -164,7 +164,7 @@ pub(crate) fn a_face_needs_a_unix_stream() {
     }
     let (_near, far) = UnixStream::pair().unwrap();
     let refused = vmm.control.serve(Cookie(1), Face::VhostUser, far);
-    expect(refusal(refused), "no-vhost-user-face", Errno::OPNOTSUPP);
+    expect(refusal(refused), "not-virtio", Errno::NODEV);
     vmm.server.wait_for_open_files(before);
     vmm.open(1).enable();
 }

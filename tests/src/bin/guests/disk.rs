@@ -55,16 +55,20 @@ pub(crate) fn a_guest_reads_back_what_it_wrote(stage: &Stage) {
 }
 
 pub(crate) fn each_queue_has_its_interrupt(stage: &Stage) {
-    stage.with_guest(|guest, _| {
+    stage.with_passthrough(|passthrough, guest| {
+        drop(guest);
+        let two_processors = Settings { more_processors: 1, ..Settings::default() };
+        let mut guest = Guest::boot_with(passthrough, &two_processors);
         for processor in 0..2 {
             let read = "dd if=/dev/nvme0n1 of=/dev/null bs=4k count=8 iflag=direct";
             guest.run(&format!("taskset -c {processor} {read}"));
         }
         // One for the commands to the controller, and one for each processor.
-        let interrupts = interrupts(guest);
+        let interrupts = interrupts(&mut guest);
         let vectors: Vec<_> = interrupts.iter().map(|(vector, _)| *vector).collect();
         assert_eq!(vectors, [0, 1, 2]);
         assert!(interrupts.iter().all(|(_, count)| *count > 0), "{interrupts:?}");
+        None
     });
 }
 

@@ -11,7 +11,7 @@ use std::panic::resume_unwind;
 use std::thread::{self, JoinHandle};
 
 use protocol::ControlClient;
-use protocol::extension::{Cookie, Face, IoasChoice};
+use protocol::extension::{Cookie, IoasChoice};
 
 use super::member::Faces;
 use crate::tool_error::ToolError;
@@ -85,10 +85,8 @@ pub(crate) fn hand_over(mut parcels: Vec<Parcel>) -> Result<Vec<Parcel>, ToolErr
 /// Gives the devices their faces. A server may have to reset a device before.
 pub(crate) fn serve(sessions: Vec<(String, ControlClient, Faces)>) -> Result<Vec<ControlClient>, ToolError> {
     let serve = |(server, mut owner, faces): (String, ControlClient, Faces)| {
-        for (cookie, listener) in faces {
-            owner
-                .serve(cookie, Face::VfioUser, listener)
-                .map_err(|error| ToolError::of_server(&server, error))?;
+        for (cookie, face, listener) in faces {
+            owner.serve(cookie, face, listener).map_err(|error| ToolError::of_server(&server, error))?;
         }
         Ok(owner)
     };

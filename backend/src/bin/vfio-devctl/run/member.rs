@@ -9,7 +9,7 @@ use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use protocol::ControlClient;
-use protocol::extension::{Cookie, MemberName};
+use protocol::extension::{Cookie, Face, MemberName};
 use vfio::PciAddress;
 use vhost_device_vfio::broker::MemberId;
 use vhost_device_vfio::own_socket::OwnSocket;
@@ -22,6 +22,7 @@ use crate::tool_error::ToolError;
 pub(crate) struct Placement {
     pub(crate) cookie: Cookie,
     pub(crate) address: PciAddress,
+    pub(crate) face: Face,
     pub(crate) socket: PathBuf,
 }
 
@@ -65,7 +66,7 @@ pub(crate) struct Member {
 }
 
 /// The sockets on which the devices of a server are to be served.
-pub(crate) type Faces = Vec<(Cookie, UnixListener)>;
+pub(crate) type Faces = Vec<(Cookie, Face, UnixListener)>;
 
 impl Member {
     /// Makes the sockets and starts the server.
@@ -76,7 +77,7 @@ impl Member {
         for device in &assignment.devices {
             let (socket, listener) = listen(&device.socket)?;
             sockets.push(socket);
-            faces.push((device.cookie, listener));
+            faces.push((device.cookie, device.face, listener));
         }
         let program = PathBuf::from(command.get_program());
         let process =

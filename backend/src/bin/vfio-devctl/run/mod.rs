@@ -17,7 +17,7 @@ use std::process::{Command, ExitCode};
 
 use clap::ValueEnum;
 use log::LevelFilter;
-use protocol::extension::Cookie;
+use protocol::extension::{Cookie, Face};
 use vfio::{PciAddress, Sysfs};
 use vhost_device_vfio::host::Host;
 use vhost_device_vfio::logger;
@@ -37,7 +37,7 @@ const MAX_NAME: usize = 31;
 
 /// Open devices, start the servers of a VM, hand over, and coordinate their resets; ends with the servers or on a signal.
 ///
-/// Each device is served over vfio-user on a socket of its own, each server has a control socket beside these. A VMM's
+/// Each device is served over vfio-user, or vhost-user, on a socket of its own, each server has a control socket beside these. A VMM's
 /// vfio-user client describes guest memory to each.
 ///
 /// Exit status: 0 ended by a signal, and every server ended well; 1 refused, or a server failed, which is named; 2 wrong
@@ -55,6 +55,10 @@ pub(crate) struct Run {
     /// one server has all functions of an IOMMU group.
     #[arg(long)]
     shared_memory: bool,
+    /// Serve this one of the devices over vhost-user: a virtio device, whose rings run for any vhost-user frontend. May be given
+    /// more than once.
+    #[arg(long, value_name = "ADDRESS")]
+    vhost_user: Vec<PciAddress>,
     /// Where the sockets shall be; by default systemd's runtime directory, or else /run/vfio-NAME. Made if it is not there,
     /// and then removed in the end.
     #[arg(long, value_name = "FOLDER")]
@@ -68,7 +72,7 @@ pub(crate) struct Run {
     /// An argument for every server, as `--server-argument=--sanitize=off`. May be given more than once.
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     server_argument: Vec<OsString>,
-    /// A device by its PCI address, and the path of its vfio-user socket if that shall not be ADDRESS.sock in the folder.
+    /// A device by its PCI address, and the path of its socket if that shall not be ADDRESS.sock in the folder.
     #[arg(required = true, value_name = "ADDRESS[=SOCKET]", value_parser = device)]
     devices: Vec<(PciAddress, Option<PathBuf>)>,
 }
@@ -138,7 +142,8 @@ impl Run {
         let mut assignments: Vec<(Option<u32>, Assignment)> = Vec::new();
         for (cookie, (address, socket)) in (1..).map(Cookie).zip(&self.devices) {
             let socket = socket.clone().unwrap_or_else(|| directory.join(format!("{address}.sock")));
-            let device = Placement { cookie, address: *address, socket };
+            let face = if self.vhost_user.contains(address) { Face::VhostUser } else { Face::VfioUser };
+            let device = Placement { cookie, address: *address, face, socket };
             let group = sysfs.function(*address).ok().and_then(|function| function.iommu_group);
             let same = assignments.iter_mut().find(|(other, _)| match self.servers {
                 Division::Vm => true,

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The loop's part of the vhost-user face: receive a request, hand it to the session, send the reply.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use protocol::extension::{Cookie, Failure as Sentences};
+use protocol::vhost_user::{BackendChannel, ChannelError, DeviceReply, DeviceRequest};
+use protocol::{Frame, ReceiveError, VhostUserHeader};
+
+use super::poller::{Interest, Token, Watched};
+use super::work::Asker;
+use super::{Endpoint, Server, VhostUserPeer};
+use crate::address_space::ViewChange;
+use crate::face::socket::FaceSocket;
+use crate::face::vhost_user::{Step, VhostUserSession};
+use crate::failure::Failure;
+use crate::machine::Answer;
+use crate::memory::{Mapping, TableChange};
+use crate::reset::engine::Access;
+use crate::virtio::Eventfd;
+
+impl Server {
+    /// Something has come, or there is room to send.
+    pub(super) fn vhost_user_ready(&mut self, token: Token, mut peer: VhostUserPeer) {
+        match peer.receive() {
+            Ok(None) => self.keep_vhost_user(token, peer),
+            Ok(Some(frame)) => self.receive_vhost_user(token, peer, frame),
+            Err(error) => self.close_vhost_user(token, &peer, &error),
+        }
+    }
+
+    fn receive_vhost_user(&mut self, token: Token, mut peer: VhostUserPeer, frame: Frame<VhostUserHeader>) {
+        let header = frame.header;
+        let described = DeviceRequest::described_vring(&frame);
+        match DeviceRequest::parse(frame) {
+            Ok(request) => self.start_vhost_user(token, peer, header, request),
+            Err(error) => {
+                let failure = Failure::vhost_user(&error);
+                if let Some(ring) = described {
+                    peer.session.refuse_ring(ring, failure.clone());
+                }
+                self.reply_vhost_user(token, peer, header, Err(failure));
+            }
+        }
+    }
+
+    /// Has the device taken for a client that was let in, or carries on with what it has asked for.
+    pub(super) fn resume_vhost_user(&mut self, token: Token, mut peer: VhostUserPeer) {
+        if peer.session.is_admitted && !peer.session.is_open() {
+            return self.take_drive(token, peer);
+        }
+        match peer.held.take() {
+            Some((header, request)) => self.start_vhost_user(token, peer, header, request),
+            None => self.keep_vhost_user(token, peer),
+        }
+    }
+
+    fn take_drive(&mut self, token: Token, mut peer: VhostUserPeer) {
+        if self.in_flight.is_some() {
+            self.waiting.push_back(token);
+        } else {
+            match self.machine.take_drive(peer.session.cookie(), Arc::clone(&self.relay)) {
+                Ok(job) => {
+                    peer.is_served_by_job = true;
+                    self.submit(job, Asker::Opening(token));
+                }
+                Err(failure) => log::error!("event=not-admitted connection={} reason=\"{failure}\"", token.0),
+            }
+        }
+        self.keep_vhost_user(token, peer);
+    }
+
+    /// Carries a request out, unless it has to wait.
+    fn start_vhost_user(
+        &mut self,
+        token: Token,
+        mut peer: VhostUserPeer,
+        header: VhostUserHeader,
+        request: DeviceRequest,
+    ) {
+        let cookie = peer.session.cookie();
+        if !peer.session.is_open() {
+            // It is on its way.
+            peer.held = Some((header, request));
+            return self.keep_vhost_user(token, peer);
+        }
+        let is_held = self.machine.is_held(cookie);
+        if is_held || self.in_flight.is_some() && VhostUserSession::has_to_wait(&request) {
+            peer.held = Some((header, request));
+            self.waiting.push_back(token);
+            return self.keep_vhost_user(token, peer);
+        }
+        let access = self.machine.access(cookie);
+        if access == Access::HeldOff {
+            peer.held = Some((header, request));
+            self.held_off.push(token);
+            return self.keep_vhost_user(token, peer);
+        }
+        if let Some(failure) = self.machine.refuse_access(cookie, access) {
+            return self.reply_vhost_user(token, peer, header, Err(failure));
+        }
+        match peer.session.handle(request) {
+            Ok(Step::Reply(reply)) => self.reply_vhost_user(token, peer, header, Ok(reply)),
+            Ok(Step::Drive(actions, reply)) => {
+                let Some(drive) = peer.session.lend() else { return };
+                let job = self.machine.drive_device(cookie, drive, actions);
+                peer.is_served_by_job = true;
+                self.submit(job, Asker::VhostUser(token, header, reply));
+                self.keep_vhost_user(token, peer);
+            }
+            Ok(Step::Memory(changes)) => self.change_memory(token, peer, header, changes),
+            Ok(Step::Channel(socket)) => {
+                let outcome = self.open_backend_channel(token, socket);
+                self.reply_vhost_user(token, peer, header, outcome.map(|()| DeviceReply::Done));
+            }
+            Err(failure) => self.reply_vhost_user(token, peer, header, Err(failure)),
+        }
+    }
+
+    fn change_memory(
+        &mut self,
+        token: Token,
+        mut peer: VhostUserPeer,
+        header: VhostUserHeader,
+        changes: Vec<TableChange>,
+    ) {
+        if changes.is_empty() {
+            return self.reply_vhost_user(token, peer, header, Ok(DeviceReply::Done));
+        }
+        let views = changes.iter().map(|change| match change {
+            TableChange::Add(region, _) => ViewChange::Map(Mapping::Backed(region.clone())),
+            TableChange::Remove(range) => ViewChange::Unmap(*range),
+        });
+        match self.machine.change_view(peer.session.cookie(), views.collect()) {
+            Ok(job) => {
+                peer.is_served_by_job = true;
+                self.submit(job, Asker::FrontendMemory(token, header, changes));
+                self.keep_vhost_user(token, peer);
+            }
+            Err(failure) => self.reply_vhost_user(token, peer, header, Err(failure)),
+        }
+    }
+
+    /// The device was taken for its client, or cannot be.
+    pub(super) fn opened(&mut self, token: Token, answer: Result<Answer, Failure>) {
+        let Some(Endpoint::VhostUser(mut peer)) = self.endpoints.remove(&token) else { return };
+        peer.is_served_by_job = false;
+        let drive = match answer {
+            Ok(Answer::DriveTaken(drive)) => drive,
+            Ok(_) => return self.keep_vhost_user(token, peer),
+            Err(failure) => {
+                self.endpoints.insert(token, Endpoint::VhostUser(peer));
+                return self.turn_out(token, &failure);
+            }
+        };
+        let config_change = drive.config_change().clone();
+        peer.session.open(drive);
+        if let Err(error) = self.watch(config_change, |eventfd| Endpoint::ConfigChange(token, eventfd)) {
+            log::error!("event=watch-failed connection={} reason=\"{error}\"", token.0);
+        }
+        self.resume_vhost_user(token, peer);
+    }
+
+    /// What was to be done to the device is done.
+    pub(super) fn driven(
+        &mut self,
+        token: Token,
+        header: VhostUserHeader,
+        reply: DeviceReply,
+        answer: Result<Answer, Failure>,
+    ) {
+        let Some(Endpoint::VhostUser(mut peer)) = self.endpoints.remove(&token) else { return };
+        peer.is_served_by_job = false;
+        let outcome = answer.and_then(|answer| match answer {
+            Answer::Driven(drive, outcome) => peer.session.take_back(drive, outcome),
+            _ => Ok(()),
+        });
+        self.reply_vhost_user(token, peer, header, outcome.map(|()| reply));
+    }
+
+    /// The memory is as the frontend wants it, or cannot be.
+    pub(super) fn memory_changed(
+        &mut self,
+        token: Token,
+        header: VhostUserHeader,
+        changes: Vec<TableChange>,
+        answer: Result<Answer, Failure>,
+    ) {
+        let Some(Endpoint::VhostUser(mut peer)) = self.endpoints.remove(&token) else { return };
+        peer.is_served_by_job = false;
+        let outcome = answer.and_then(|answer| match answer {
+            Answer::Memory(outcomes) => peer.session.memory_changed(changes, outcomes),
+            _ => Ok(()),
+        });
+        self.reply_vhost_user(token, peer, header, outcome.map(|()| DeviceReply::Done));
+    }
+
+    /// A device was reset for somebody else's sake: its frontend has to begin anew.
+    pub(super) fn lose_rings(&mut self, cookie: Cookie) {
+        let Ok(device) = self.machine.device(cookie) else { return };
+        let failure = Failure::virtio_was_reset(device.function.address);
+        for endpoint in self.endpoints.values_mut() {
+            if let Endpoint::VhostUser(peer) = endpoint
+                && peer.session.cookie() == cookie
+            {
+                log::warn!("event=rings-lost cookie={:#x} reason=\"{failure}\"", cookie.0);
+                peer.session.forget_rings(failure.clone());
+            }
+        }
+    }
+
+    /// Answers a request, if it is to be answered. A frontend that cannot be told that its memory is not as it thinks is parted
+    /// from.
+    fn reply_vhost_user(
+        &mut self,
+        token: Token,
+        mut peer: VhostUserPeer,
+        header: VhostUserHeader,
+        outcome: Result<DeviceReply, Failure>,
+    ) {
+        let is_answered = header.is_answered(peer.session.agreed());
+        if let Err(failure) = &outcome
+            && let Some(number) = peer.refusals.note()
+        {
+            log::warn!(
+                "event=refused connection={} number={number} request={} told={is_answered} reason=\"{failure}\"",
+                token.0,
+                header.request
+            );
+        }
+        let is_misled = outcome.is_err() && !is_answered && header.request.is_about_memory();
+        let reply = outcome.unwrap_or_else(|failure| DeviceReply::Refused(failure.errno));
+        let sent = if is_answered {
+            peer.send(VhostUserHeader::reply(header.request), &reply.encode(header.request), &[])
+        } else {
+            Ok(())
+        };
+        if is_misled || sent.is_err() {
+            return self.close_vhost_user(token, &peer, &ReceiveError::Closed);
+        }
+        self.keep_vhost_user(token, peer);
+    }
+
+    /// Puts a client back into the table, with the poller looking out for what it can do next.
+    pub(super) fn keep_vhost_user(&mut self, token: Token, mut peer: VhostUserPeer) {
+        match peer.watch() {
+            Ok(()) => drop(self.endpoints.insert(token, Endpoint::VhostUser(peer))),
+            Err(errno) => {
+                log::error!("event=watch-failed connection={} errno={}", token.0, errno.raw_os_error());
+                self.close_vhost_user(token, &peer, &ReceiveError::Io(errno));
+            }
+        }
+    }
+
+    /// The client is gone, or cannot be understood: its device is stopped, and may have another client.
+    pub(super) fn close_vhost_user(&mut self, token: Token, peer: &VhostUserPeer, error: &ReceiveError) {
+        let cookie = peer.session.cookie();
+        if !matches!(error, ReceiveError::Closed) {
+            let failure = Sentences::from(error);
+            log::warn!("event=connection-broken connection={} reason=\"{failure}\"", token.0);
+        }
+        peer.refusals.log_the_rest(token);
+        log::info!(
+            "event=vhost-user-closed connection={} cookie={:#x} reason=\"{error}\"",
+            token.0,
+            cookie.0
+        );
+        self.endpoints.retain(|_, endpoint| match endpoint {
+            Endpoint::ConfigChange(owner, _) | Endpoint::Backend(owner, _) => *owner != token,
+            _ => true,
+        });
+        self.leave(token, cookie);
+    }
+
+    /// A frontend's socket for requests to it replaces the one before.
+    fn open_backend_channel(&mut self, token: Token, socket: OwnedFd) -> Result<(), Failure> {
+        let FaceSocket::Connected(stream) = FaceSocket::from_fd(socket)? else {
+            return Err(Failure::not_a_unix_stream());
+        };
+        self.endpoints
+            .retain(|_, endpoint| !matches!(endpoint, Endpoint::Backend(owner, _) if *owner == token));
+        let channel = BackendChannel::new(stream);
+        self.watch(channel, |channel| Endpoint::Backend(token, channel))
+            .map_err(|error| Failure::face_not_set_up(&error))
+    }
+
+    /// There is something to receive from a frontend's channel, or room to send.
+    pub(super) fn backend_ready(&mut self, token: Token, owner: Token, mut channel: Watched<BackendChannel>) {
+        let flushed = channel.source.flush().map_err(|_| ChannelError::Receive(ReceiveError::Closed));
+        match flushed.and_then(|()| channel.source.receive()) {
+            Ok(_) => self.keep_backend(token, owner, channel),
+            Err(error) => {
+                log::info!("event=backend-channel-closed connection={} reason=\"{error}\"", owner.0);
+            }
+        }
+    }
+
+    fn keep_backend(&mut self, token: Token, owner: Token, mut channel: Watched<BackendChannel>) {
+        let interest = if channel.source.has_unsent() { Interest::Write } else { Interest::Read };
+        if channel.watch_for(interest).is_ok() {
+            self.endpoints.insert(token, Endpoint::Backend(owner, channel));
+        }
+    }
+
+    /// A device says that its configuration has changed, or that it has stopped.
+    pub(super) fn config_changed(&mut self, token: Token, owner: Token, eventfd: Watched<Eventfd>) {
+        // Whatever it counts is one thing to tell.
+        let _ = rustix::io::read(&eventfd.source, &mut [0; 8]);
+        self.endpoints.insert(token, Endpoint::ConfigChange(owner, eventfd));
+        if let Some(Endpoint::VhostUser(peer)) = self.endpoints.get_mut(&owner)
+            && let Some(failure) = peer.session.stopped_by_itself()
+        {
+            log::error!("event=rings-lost connection={} reason=\"{failure}\"", owner.0);
+            peer.session.lose(failure);
+        }
+        for endpoint in self.endpoints.values_mut() {
+            if let Endpoint::Backend(channel_owner, channel) = endpoint
+                && *channel_owner == owner
+            {
+                // A frontend that does not read has been told often enough.
+                let _ = channel.source.config_changed();
+                if channel.source.has_unsent() {
+                    let _ = channel.watch_for(Interest::Write);
+                }
+            }
+        }
+    }
+}
