@@ -7,6 +7,7 @@
 //! take in what was inherited → filters → first byte.
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,7 @@ const OPEN_FILES: u64 = 65_536;
 
 /// Serves VFIO devices that were opened by somebody else.
 #[derive(Debug, Parser)]
-#[command(name = "vhost-device-vfio", version, group = ArgGroup::new("control").required(true))]
+#[command(name = "vhost-device-vfio", version, group = ArgGroup::new("control").required(true).multiple(true))]
 struct Arguments {
     /// Listen for control connections on a new socket at this path.
     #[arg(long, group = "control", value_name = "PATH")]
@@ -42,7 +43,7 @@ struct Arguments {
     /// May be given more than once.
     #[arg(long, group = "control", value_name = "FD", conflicts_with = "socket_path")]
     fd: Vec<RawFd>,
-    /// Print what this backend can do, as JSON, and exit.
+    /// Print what this backend can do, as JSON, and exit. Other options are ignored.
     #[arg(long, group = "control")]
     print_capabilities: bool,
     /// The VM's inherited iommufd.
@@ -326,12 +327,23 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// What the server can do when it is called by `name`. By QEMU's conventions a backend program is of one virtio type, and is not told
+/// which when it is asked: so there is a name of the server for each type. The server's own name has no type in vhost-user.json.
+fn capabilities(name: Option<&OsString>) -> &'static str {
+    let name = name.and_then(|path| Path::new(path).file_name()?.to_str());
+    match name {
+        // The features are options that a management layer may give; the server has none of them.
+        Some("vhost-device-vfio-block") => r#"{"type":"block","features":[]}"#,
+        Some("vhost-device-vfio-net") => r#"{"type":"net"}"#,
+        _ => r#"{"type":"vfio","features":["vfio-extension-1.1","vfio-user-0.1"]}"#,
+    }
+}
+
 /// Runs the server with the arguments of this process until its work is done.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.print_capabilities {
-        // The form of QEMU's vhost-user.json; it has no type for a device that is not of one virtio kind.
-        println!(r#"{{"type":"vfio","features":["vfio-extension-1.1","vfio-user-0.1"]}}"#);
+        println!("{}", capabilities(std::env::args_os().next().as_ref()));
         return ExitCode::SUCCESS;
     }
     if let Err(error) = logger::start(arguments.log_level) {

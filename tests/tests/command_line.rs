@@ -87,7 +87,7 @@ fn wrong_usage_is_told_apart_from_failure() {
     for arguments in [
         &[][..],
         &["--fd", "3", "--socket-path", "control"],
-        &["--socket-path", "control", "--print-capabilities"],
+        &["--print-capabilities", "--unknown"],
         &["--fd", "three"],
         &["--fd", "-1"],
         &["--fd"],
