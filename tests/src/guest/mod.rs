@@ -64,9 +64,7 @@ impl Guest {
         let devices: Vec<_> =
             (0..passthrough.functions().len()).map(|number| settings.device(passthrough, number)).collect();
         let mut arguments = vec!["-smp".into(), (1 + settings.more_processors).to_string()];
-        for object in passthrough.objects() {
-            arguments.extend(["-object".into(), object.to_string()]);
-        }
+        arguments.extend(passthrough.arguments());
         for (number, device) in devices.iter().enumerate() {
             arguments.extend(["-device".into(), root_port(number), "-device".into(), device.to_string()]);
         }

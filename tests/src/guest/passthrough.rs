@@ -2,6 +2,9 @@
 
 //! Functions that a guest gets, and who stands between.
 
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::host::Host;
@@ -14,18 +17,47 @@ pub enum Way {
     InProcess,
     /// The server; QEMU is its vfio-user client.
     Served,
+    /// The server runs the rings of virtio functions; QEMU has a vhost-user device of the same kind for each.
+    Rings,
+    /// The same with QEMU's device for any kind.
+    GenericRings,
 }
 
 impl Way {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::InProcess, Self::Served];
+    /// Those in which the guest has the function itself.
+    pub const WHOLE: [Self; 2] = [Self::InProcess, Self::Served];
+
+    const fn has_rings(self) -> bool {
+        matches!(self, Self::Rings | Self::GenericRings)
+    }
+}
+
+/// What a virtio function is (Virtio 1.3, chapter 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum VirtioKind {
+    Network = 1,
+    Block = 2,
+}
+
+impl VirtioKind {
+    fn of(function: &str) -> Self {
+        let path = format!("/sys/bus/pci/devices/{function}/device");
+        match std::fs::read_to_string(path).expect("the device id").trim() {
+            "0x1041" => Self::Network,
+            "0x1042" => Self::Block,
+            other => panic!("{function} is {other}"),
+        }
+    }
 }
 
 /// Functions for one guest after the other.
 #[derive(Debug)]
 pub struct Passthrough {
+    way: Way,
     functions: Vec<&'static str>,
     servers: Option<LaunchedVm>,
+    /// Where the socket is, if not with the others.
+    path: Option<PathBuf>,
 }
 
 impl Passthrough {
@@ -36,8 +68,34 @@ impl Passthrough {
 
     /// The same with more arguments for `vfio-devctl run`.
     pub fn with_arguments(way: Way, functions: &[&'static str], arguments: &[&str]) -> Self {
-        let start = || LaunchedVm::start(Host::current(), &[arguments, functions].concat());
-        Self { functions: functions.into(), servers: (way == Way::Served).then(start) }
+        let rings =
+            functions.iter().filter(|_| way.has_rings()).flat_map(|function| ["--vhost-user", function]);
+        let arguments: Vec<_> =
+            arguments.iter().copied().chain(rings).chain(functions.iter().copied()).collect();
+        let start = || LaunchedVm::start(Host::current(), &arguments);
+        Self { way, functions: functions.into(), servers: (way != Way::InProcess).then(start), path: None }
+    }
+
+    /// One function, whose socket is at this path also after [`Self::start_again`].
+    pub fn at_socket(way: Way, function: &'static str, path: &Path) -> Self {
+        let mut passthrough = Self { way, functions: vec![function], servers: None, path: Some(path.into()) };
+        passthrough.start_again();
+        passthrough
+    }
+
+    /// Ends the server if it is there, without a word, and starts another at the same path.
+    pub fn start_again(&mut self) {
+        for process in self.servers.iter().flat_map(LaunchedVm::processes) {
+            let process = i32::try_from(process).ok().and_then(Pid::from_raw).expect("a process id");
+            kill_process(process, Signal::KILL).expect("the signal is sent");
+        }
+        drop(self.servers.take());
+        let function = self.functions[0];
+        let path = self.path.as_ref().expect("a path of its own");
+        let device = format!("{function}={}", path.display());
+        let rings = ["--vhost-user", function].into_iter().filter(|_| self.way.has_rings());
+        let arguments: Vec<_> = rings.chain([device.as_str()]).collect();
+        self.servers = Some(LaunchedVm::start(Host::current(), &arguments));
     }
 
     /// The functions.
@@ -50,27 +108,76 @@ impl Passthrough {
         self.servers.as_ref()
     }
 
-    /// QEMU's objects that the devices need.
-    pub(super) fn objects(&self) -> Vec<Value> {
-        let in_process = self.servers.is_none() && !self.functions.is_empty();
-        in_process.then(|| json!({ "qom-type": "iommufd", "id": "iommufd0" })).into_iter().collect()
+    /// QEMU's arguments that the devices need.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let mut arguments = Vec::new();
+        if self.servers.is_none() && !self.functions.is_empty() {
+            arguments.extend(["-object".into(), "iommufd,id=iommufd0".into()]);
+        }
+        if !self.way.has_rings() {
+            return arguments;
+        }
+        for (number, function) in self.functions.iter().enumerate() {
+            let path = self.socket(function);
+            // A server that was started again finds its frontend soon, but for the generic one, which would not wait for its own.
+            let again = if self.way == Way::Rings { ",reconnect-ms=200" } else { "" };
+            let socket = format!("socket,id=socket{number},path={}{again}", path.display());
+            arguments.extend(["-chardev".into(), socket]);
+            if self.way == Way::Rings && VirtioKind::of(function) == VirtioKind::Network {
+                arguments
+                    .extend(["-netdev".into(), format!("vhost-user,id=net{number},chardev=socket{number}")]);
+            }
+        }
+        arguments
+    }
+
+    fn socket(&self, function: &str) -> PathBuf {
+        if let Some(path) = &self.path {
+            return path.clone();
+        }
+        let servers = self.servers.as_ref().expect("it is served");
+        servers.directory().join(format!("{function}.sock"))
     }
 
     /// The function with this number as a QEMU device.
     pub(super) fn device(&self, number: usize) -> Value {
         let function = self.functions[number];
         let (id, bus) = (format!("device{number}"), format!("port{number}"));
-        match &self.servers {
-            None => {
-                json!({ "driver": "vfio-pci", "id": id, "bus": bus, "host": function, "iommufd": "iommufd0" })
+        let mut device = match self.way {
+            Way::InProcess => json!({ "driver": "vfio-pci", "host": function, "iommufd": "iommufd0" }),
+            Way::Served => {
+                let socket = json!({ "type": "unix", "path": self.socket(function) });
+                json!({ "driver": "vfio-user-pci", "socket": socket })
             }
-            Some(servers) => {
-                let socket = servers.directory().join(format!("{function}.sock"));
-                let socket = json!({ "type": "unix", "path": socket });
-                json!({ "driver": "vfio-user-pci", "id": id, "bus": bus, "socket": socket })
-            }
-        }
+            Way::Rings => match VirtioKind::of(function) {
+                VirtioKind::Network => {
+                    json!({ "driver": "virtio-net-pci", "netdev": format!("net{number}") })
+                }
+                VirtioKind::Block => {
+                    json!({ "driver": "vhost-user-blk-pci", "chardev": format!("socket{number}") })
+                }
+            },
+            Way::GenericRings => generic(VirtioKind::of(function), number),
+        };
+        device["id"] = json!(id);
+        device["bus"] = json!(bus);
+        device
     }
+}
+
+/// QEMU's device for any kind: it knows nothing of the kind but what it is told here.
+fn generic(kind: VirtioKind, number: usize) -> Value {
+    let (rings, config) = match kind {
+        VirtioKind::Network => (2, 24),
+        VirtioKind::Block => (1, 60),
+    };
+    json!({
+        "driver": "vhost-user-test-device-pci",
+        "chardev": format!("socket{number}"),
+        "virtio-id": kind as u16,
+        "num_vqs": rings,
+        "config_size": config,
+    })
 }
 
 impl Drop for Passthrough {

@@ -14,13 +14,13 @@ use super::quiet::expect_quiet;
 use super::stage::Stage;
 
 /// How much is written and read, in MiB.
-const MUCH: u32 = 64;
-const LITTLE: u32 = 8;
+pub(crate) const MUCH: u32 = 64;
+pub(crate) const LITTLE: u32 = 8;
 const NVME: &str = "/dev/nvme0n1";
-const VIRTIO: &str = "/dev/vda";
+pub(crate) const VIRTIO: &str = "/dev/vda";
 
 /// Writes to the disk, past the page cache, and gives the checksum.
-fn fill(guest: &mut Guest, disk: &str, mebibytes: u32) -> String {
+pub(crate) fn fill(guest: &mut Guest, disk: &str, mebibytes: u32) -> String {
     guest.run(&format!("dd if=/dev/urandom of=data bs=1M count={mebibytes}"));
     guest.run(&format!("dd if=data of={disk} bs=1M oflag=direct"));
     let sum = guest.run("md5sum <data");
@@ -29,7 +29,7 @@ fn fill(guest: &mut Guest, disk: &str, mebibytes: u32) -> String {
 }
 
 /// A command for the checksum of what the disk then has.
-fn reading(disk: &str, mebibytes: u32) -> String {
+pub(crate) fn reading(disk: &str, mebibytes: u32) -> String {
     format!("dd if={disk} bs=64k count={} iflag=direct 2>/dev/null | md5sum", mebibytes * 16)
 }
 
@@ -115,19 +115,22 @@ pub(crate) fn a_disk_works_after_its_guest_was_reset(stage: &Stage) {
 }
 
 pub(crate) fn a_guest_that_was_stopped_goes_on_with_its_transfers(stage: &Stage) {
-    stage.with_guest(|guest, _| {
-        let sum = fill(guest, NVME, MUCH);
-        let reading = reading(NVME, MUCH);
-        guest.console.begin(&reading);
-        for _ in 0..3 {
-            // Long enough for something to be under way; nothing depends on it.
-            thread::sleep(Duration::from_millis(200));
-            guest.qmp.execute("stop", &json!({}));
-            assert_eq!(guest.qmp.execute("query-status", &json!({}))["status"], "paused");
-            guest.qmp.execute("cont", &json!({}));
-        }
-        assert_eq!(guest.console.finish(&reading), sum);
-    });
+    stage.with_guest(|guest, _| expect_survives_pauses(guest, NVME));
+}
+
+/// That transfers go on that were under way when the guest was stopped.
+pub(crate) fn expect_survives_pauses(guest: &mut Guest, disk: &str) {
+    let sum = fill(guest, disk, MUCH);
+    let reading = reading(disk, MUCH);
+    guest.console.begin(&reading);
+    for _ in 0..3 {
+        // Long enough for something to be under way; nothing depends on it.
+        thread::sleep(Duration::from_millis(200));
+        guest.qmp.execute("stop", &json!({}));
+        assert_eq!(guest.qmp.execute("query-status", &json!({}))["status"], "paused");
+        guest.qmp.execute("cont", &json!({}));
+    }
+    assert_eq!(guest.console.finish(&reading), sum);
 }
 
 pub(crate) fn a_disk_works_after_the_guest_removed_it_and_found_it_again(stage: &Stage) {
@@ -143,15 +146,20 @@ pub(crate) fn a_disk_works_after_the_guest_removed_it_and_found_it_again(stage: 
 }
 
 pub(crate) fn a_disk_is_quiet_after_its_guest_and_works_for_the_next(stage: &Stage) {
+    expect_quiet_between_guests(stage, NVME);
+}
+
+/// That a guest which ends in the middle of transfers leaves a quiet device, and the next one finds what it wrote.
+pub(crate) fn expect_quiet_between_guests(stage: &Stage, disk: &str) {
     stage.with_passthrough(|passthrough, guest| {
         let mut guest = guest.unwrap_or_else(|| Guest::boot(passthrough));
-        let sum = fill(&mut guest, NVME, LITTLE);
-        let busy = "while dd if=/dev/nvme0n1 of=/dev/null bs=64k iflag=direct; do :; done";
+        let sum = fill(&mut guest, disk, LITTLE);
+        let busy = &format!("while dd if={disk} of=/dev/null bs=64k iflag=direct; do :; done");
         guest.console.begin(busy);
         assert_eq!(guest.quit(), "");
         expect_quiet(passthrough);
         let mut next = Guest::boot(passthrough);
-        assert_eq!(next.run(&reading(NVME, LITTLE)), sum);
+        assert_eq!(next.run(&reading(disk, LITTLE)), sum);
         next.console.begin(busy);
         next.kill();
         expect_quiet(passthrough);
@@ -159,7 +167,7 @@ pub(crate) fn a_disk_is_quiet_after_its_guest_and_works_for_the_next(stage: &Sta
         next.kill();
         // At once.
         let mut last = Guest::boot(passthrough);
-        assert_eq!(last.run(&reading(NVME, LITTLE)), sum);
+        assert_eq!(last.run(&reading(disk, LITTLE)), sum);
         Some(last)
     });
 }
@@ -211,10 +219,15 @@ fn boot_sector() -> Vec<u8> {
 }
 
 pub(crate) fn the_firmware_boots_from_the_disk(stage: &Stage) {
+    expect_boots_from(stage, NVME);
+}
+
+/// That the firmware boots from the disk, which is the first function.
+pub(crate) fn expect_boots_from(stage: &Stage, disk: &str) {
     stage.with_passthrough(|passthrough, guest| {
         let mut guest = guest.unwrap_or_else(|| Guest::boot(passthrough));
         let sector = boot_sector().iter().map(|byte| format!("\\x{byte:02x}")).collect::<Vec<_>>().concat();
-        guest.run(&format!("printf '{sector}' >sector && dd if=sector of=/dev/nvme0n1 bs=512 oflag=direct"));
+        guest.run(&format!("printf '{sector}' >sector && dd if=sector of={disk} bs=512 oflag=direct"));
         assert_eq!(guest.quit(), "");
         let settings = Settings { boots_from_function: true, ..Settings::default() };
         let guest = Guest::start(passthrough, &settings);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Guests of a stock QEMU use the devices that the server serves over vfio-user. Runs in the test VM, as L1, for the topology
+//! Guests of a stock QEMU use the devices that the server serves over vfio-user and vhost-user. Runs in the test VM, as L1, for the topology
 //! that `TESTVM_TOPOLOGY` names. With `GUESTS_WAY=in-process` QEMU has the devices itself, which shows whether something
 //! that fails is the server's fault.
 
@@ -12,6 +12,7 @@ mod network;
 mod quiet;
 mod registers;
 mod resets;
+mod rings;
 mod stage;
 
 use std::process::ExitCode;
@@ -69,9 +70,7 @@ fn trials_of(topology: &str, way: Way) -> Vec<Trial> {
         "e1000e" => trials! { stage(&[FIRST]),
             network: a_card_sends_also_after_a_reset_of_its_guest;
         },
-        "virtio-pair" => trials! { stage(&[FIRST, SECOND]),
-            disk: virtio_functions_work_also_after_a_reset_of_their_guest;
-        },
+        "virtio-pair" => trials_of_virtio(way),
         "gen4" => trials! { stage(&[FIRST]),
             resets: an_unconfirmed_link_is_told_and_the_device_works;
         },
@@ -80,6 +79,21 @@ fn trials_of(topology: &str, way: Way) -> Vec<Trial> {
             move || Err(message.into())
         })],
     }
+}
+
+fn trials_of_virtio(way: Way) -> Vec<Trial> {
+    let whole = trials! { Stage::new(way, &[FIRST, SECOND], &[]),
+        disk: virtio_functions_work_also_after_a_reset_of_their_guest;
+    };
+    let rings = trials! { Stage::new(Way::Rings, &[FIRST, SECOND], &[]),
+        rings: a_guest_reads_back_what_hardware_rings_wrote, packets_arrive_by_hardware_rings,
+            a_guest_sees_what_hardware_and_frontend_have_in_common,
+            hardware_rings_go_on_after_pauses, hardware_rings_work_after_every_reset_of_their_guest,
+            hardware_rings_are_quiet_after_their_guest, each_processor_has_a_hardware_ring,
+            the_firmware_boots_by_hardware_rings,
+            a_guest_gets_its_disk_back_when_its_server_was_started_again, a_device_of_any_kind_runs_its_rings;
+    };
+    whole.into_iter().chain(rings).collect()
 }
 
 fn main() -> ExitCode {

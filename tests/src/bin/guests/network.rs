@@ -10,7 +10,7 @@ use super::stage::Stage;
 const MEBIBYTES: u32 = 8;
 
 /// The network interface of the guest's function with this number.
-fn interface(guest: &mut Guest, number: usize) -> String {
+pub(crate) fn interface(guest: &mut Guest, number: usize) -> String {
     let function = Guest::address(number);
     // That of a virtio function is one level further down.
     let list =
@@ -21,7 +21,7 @@ fn interface(guest: &mut Guest, number: usize) -> String {
 }
 
 /// Switches an interface on, and waits for its link.
-fn bring_up(guest: &mut Guest, prefix: &str, interface: &str) {
+pub(crate) fn bring_up(guest: &mut Guest, prefix: &str, interface: &str) {
     guest.run(&format!("{prefix} ip link set {interface} up"));
     let carrier = format!("{prefix} ip link show {interface} | grep LOWER_UP");
     let is_up = wait_until(|| guest.console.try_run(&carrier).status == 0);

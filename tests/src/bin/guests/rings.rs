@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Guests of QEMU's vhost-user devices, whose rings the hardware runs.
+
+use serde_json::json;
+use vhost_device_vfio_tests::guest::{Guest, Passthrough, Settings, Way};
+use vhost_device_vfio_tests::server_process::wait_until;
+
+use super::disk::{
+    LITTLE, MUCH, VIRTIO, expect_boots_from, expect_quiet_between_guests, expect_survives_pauses, fill,
+    reading,
+};
+use super::network::{bring_up, interface};
+use super::stage::Stage;
+use super::{FIRST, SECOND};
+
+fn expect_keeps(guest: &mut Guest, mebibytes: u32, between: impl FnOnce(&mut Guest)) {
+    let sum = fill(guest, VIRTIO, mebibytes);
+    between(guest);
+    assert_eq!(guest.run(&reading(VIRTIO, mebibytes)), sum);
+}
+
+pub(crate) fn a_guest_reads_back_what_hardware_rings_wrote(stage: &Stage) {
+    stage.with_guest(|guest, _| expect_keeps(guest, MUCH, |_| {}));
+}
+
+pub(crate) fn hardware_rings_work_after_every_reset_of_their_guest(stage: &Stage) {
+    stage.with_guest(|guest, _| {
+        expect_keeps(guest, LITTLE, Guest::reset);
+        expect_keeps(guest, LITTLE, |guest| {
+            guest.console.begin("reboot -f");
+            guest.wait_for_boot();
+        });
+        let driver = "/sys/bus/virtio/drivers/virtio_blk";
+        expect_keeps(guest, LITTLE, |guest| {
+            guest.run(&format!(
+                "cd {driver} && device=$(basename virtio*) && echo $device >unbind && echo $device >bind"
+            ));
+        });
+    });
+}
+
+pub(crate) fn hardware_rings_go_on_after_pauses(stage: &Stage) {
+    stage.with_guest(|guest, passthrough| {
+        expect_survives_pauses(guest, VIRTIO);
+        // Nothing was refused, and nothing lost.
+        let log = passthrough.servers().map(|servers| servers.log()).unwrap_or_default();
+        assert!(!log.contains("event=refused") && !log.contains("event=rings-lost"), "{log}");
+    });
+}
+
+pub(crate) fn each_processor_has_a_hardware_ring(stage: &Stage) {
+    stage.with_passthrough(|passthrough, guest| {
+        drop(guest);
+        let two_processors = Settings { more_processors: 1, ..Settings::default() };
+        let mut guest = Guest::boot_with(passthrough, &two_processors);
+        expect_keeps(&mut guest, LITTLE, |_| {});
+        for processor in 0..2 {
+            let read = format!("dd if={VIRTIO} of=/dev/null bs=4k count=8 iflag=direct");
+            guest.run(&format!("taskset -c {processor} {read}"));
+        }
+        let interrupts = guest.run("grep 'virtio.*-req\\.' /proc/interrupts");
+        assert_eq!(interrupts.lines().count(), 2, "{interrupts}");
+        assert!(
+            interrupts.lines().all(|line| !line.split_whitespace().skip(1).take(2).all(|count| count == "0")),
+            "{interrupts}"
+        );
+        None
+    });
+}
+
+pub(crate) fn a_guest_sees_what_hardware_and_frontend_have_in_common(stage: &Stage) {
+    stage.with_guest(|guest, _| {
+        let features = guest.run("cat /sys/bus/virtio/drivers/virtio_blk/virtio*/features");
+        let has = |bit: usize| features.as_bytes().get(bit) == Some(&b'1');
+        // VERSION_1 and flushing; that addresses are translated is no affair of the guest.
+        assert!(has(32) && has(9) && !has(33), "{features}");
+        assert_eq!(guest.run("cat /sys/block/vda/size"), "131072");
+    });
+}
+
+pub(crate) fn hardware_rings_are_quiet_after_their_guest(stage: &Stage) {
+    expect_quiet_between_guests(stage, VIRTIO);
+}
+
+pub(crate) fn the_firmware_boots_by_hardware_rings(stage: &Stage) {
+    expect_boots_from(stage, VIRTIO);
+}
+
+/// What a server has lost cannot go on: it is refused, and the guest's reset is the way out.
+pub(crate) fn a_guest_gets_its_disk_back_when_its_server_was_started_again(stage: &Stage) {
+    stage.clear();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("disk");
+    let mut passthrough = Passthrough::at_socket(Way::Rings, FIRST, &socket);
+    let mut guest = Guest::boot(&passthrough);
+    let sum = fill(&mut guest, VIRTIO, LITTLE);
+    passthrough.start_again();
+    let is_connected = |passthrough: &Passthrough| {
+        passthrough.servers().is_some_and(|servers| servers.log().contains("event=vhost-user-connected"))
+    };
+    assert!(wait_until(|| is_connected(&passthrough)), "QEMU does not come back");
+    guest.reset();
+    assert_eq!(guest.run(&reading(VIRTIO, LITTLE)), sum);
+    assert_eq!(guest.qmp.execute("query-status", &json!({}))["status"], "running");
+}
+
+/// The network's other end is in the host of this machine: its address, and a program of its that the guest has as well.
+pub(crate) fn packets_arrive_by_hardware_rings(stage: &Stage) {
+    stage.with_guest(|guest, _| {
+        expect_packets(guest, 1);
+        guest.reset();
+        expect_packets(guest, 1);
+    });
+}
+
+fn expect_packets(guest: &mut Guest, number: usize) {
+    let card = interface(guest, number);
+    guest.run(&format!("ip addr add 10.0.2.15/24 dev {card}"));
+    bring_up(guest, "", &card);
+    guest.run("ping -c 3 -W 10 -s 1400 10.0.2.2");
+    guest.run("tftp -g -r busybox -l fetched 10.0.2.2");
+    assert_eq!(guest.run("md5sum <fetched"), guest.run("md5sum </bin/busybox"));
+    guest.run("rm fetched");
+}
+
+pub(crate) fn a_device_of_any_kind_runs_its_rings(stage: &Stage) {
+    stage.clear();
+    let passthrough = Passthrough::new(Way::GenericRings, &[FIRST, SECOND]);
+    let mut guest = Guest::boot(&passthrough);
+    expect_keeps(&mut guest, LITTLE, |_| {});
+    expect_packets(&mut guest, 1);
+}
