@@ -46,7 +46,7 @@ fn every_thread_has_a_filter() {
         let status = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("status")).unwrap();
         threads.map(|thread| status(thread.unwrap())).collect::<Vec<_>>()
     };
-    assert_eq!(threads().len(), 6, "the loop, the worker and four for resets");
+    assert_eq!(threads().len(), 7, "the loop, the worker, four for resets, and one for kicks");
     // Each installs its own before its first work.
     assert!(wait_until(|| threads().iter().all(|status| status.contains("Seccomp:\t2"))), "{:?}", threads());
 }

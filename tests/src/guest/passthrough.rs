@@ -168,7 +168,8 @@ impl Passthrough {
 /// QEMU's device for any kind: it knows nothing of the kind but what it is told here.
 fn generic(kind: VirtioKind, number: usize) -> Value {
     let (rings, config) = match kind {
-        VirtioKind::Network => (2, 24),
+        // With the control ring, which is the hardware's as well.
+        VirtioKind::Network => (3, 24),
         VirtioKind::Block => (1, 60),
     };
     json!({

@@ -57,7 +57,7 @@ impl Machine {
         let addresses = if features.contains(ProtocolFeatures::GPA_ADDRESSES) { 0 } else { USER };
         let ring = DriverRing::new(&self.memory, RING, 16);
         let ([kick, call, error], far) = eventfds();
-        Disk { frontend, ring, addresses, kick, call, error, far, channel: channel }
+        Disk { frontend, ring, addresses, kick, call, error, far, channel }
     }
 }
 
@@ -312,7 +312,7 @@ pub(crate) fn a_reset_by_somebody_else_is_told_and_the_frontend_begins_anew() {
     let channel = frontend.open_backend_channel().unwrap();
     let ring = DriverRing::new(memory, RING, 16);
     let ([kick, call, error], far) = eventfds();
-    let mut disk = Disk { frontend, ring, addresses: 0, kick, call, error, far, channel: channel };
+    let mut disk = Disk { frontend, ring, addresses: 0, kick, call, error, far, channel };
     disk.start(0).unwrap();
     disk.expect_works();
     let report = vmm.control.reset(Cookie(1), Some(ResetMethod::Function), None).unwrap();

@@ -4,6 +4,7 @@
 
 use serde_json::json;
 use vhost_device_vfio_tests::guest::{Guest, Passthrough, Settings, Way};
+use vhost_device_vfio_tests::launched_vm::LaunchedVm;
 use vhost_device_vfio_tests::server_process::wait_until;
 
 use super::disk::{
@@ -44,7 +45,7 @@ pub(crate) fn hardware_rings_go_on_after_pauses(stage: &Stage) {
     stage.with_guest(|guest, passthrough| {
         expect_survives_pauses(guest, VIRTIO);
         // Nothing was refused, and nothing lost.
-        let log = passthrough.servers().map(|servers| servers.log()).unwrap_or_default();
+        let log = passthrough.servers().map(LaunchedVm::log).unwrap_or_default();
         assert!(!log.contains("event=refused") && !log.contains("event=rings-lost"), "{log}");
     });
 }
