@@ -178,6 +178,7 @@ const LOOP: &[Thread] = &[Loop];
 const WORKER: &[Thread] = &[Worker];
 const RESET: &[Thread] = &[Reset];
 const LOOP_AND_WORKER: &[Thread] = &[Loop, Worker];
+#[cfg(feature = "model")]
 const KICK: &[Thread] = &[Kick];
 const LOOP_AND_KICK: &[Thread] = &[Loop, Kick];
 /// Every one that asks devices.
