@@ -28,6 +28,7 @@ fn pull_out() {
     const EXPRESS: u8 = 0x10;
     const SLOT_CONTROL: u64 = 0x18;
     const INDICATOR_AND_POWER_OFF: u16 = 0x0700;
+    const INTERRUPT: u16 = 0x0020;
     let config = OpenOptions::new().read(true).write(true).open(PORT).unwrap();
     let byte = |offset| {
         let mut byte = [0];
@@ -42,9 +43,9 @@ fn pull_out() {
     let mut control = [0; 2];
     let register = u64::from(capability) + SLOT_CONTROL;
     config.read_exact_at(&mut control, register).unwrap();
-    let off = u16::from_le_bytes(control) | INDICATOR_AND_POWER_OFF;
+    // The driver hears of it only when the power is on again: otherwise it believes that it has done it itself.
+    let off = (u16::from_le_bytes(control) | INDICATOR_AND_POWER_OFF) & !INTERRUPT;
     config.write_all_at(&off.to_le_bytes(), register).unwrap();
-    // Otherwise the driver believes that it has done it itself.
     config.write_all_at(&control, register).unwrap();
 }
 
