@@ -328,6 +328,12 @@ const fn for_new_devices(
 pub const REQUESTS: &[Request] = &[
     request(ioctl::DEVICE_SET_IRQS, ASKING, "interrupts", on("edu-pair", "an_msi_signals_its_eventfd")),
     request(
+        ioctl::DEVICE_IOEVENTFD,
+        LOOP_AND_WORKER,
+        "kicks of a virtio device's frontend that become doorbells",
+        on("virtio-pair", "a_frontend_reads_back_what_it_wrote"),
+    ),
+    request(
         ioctl::DEVICE_GET_IRQ_INFO,
         LOOP_AND_WORKER,
         "what a client asks about interrupts; the vectors of a virtio function",

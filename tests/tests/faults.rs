@@ -4,16 +4,22 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use protocol::extension::{Cookie, GroupReason, ResetMethod, ResetOutcome, RowReason};
+use protocol::extension::{Cookie, Face, GroupReason, ResetMethod, ResetOutcome, RowReason};
+use protocol::features::{ProtocolFeatures, VirtioFeatures};
+use protocol::vhost_user::{Frontend, Vring};
 use rustix::io::Errno;
 use vfio::model::order::{DriverOrder, FunctionOrder, Nothing};
 use vfio::model::{Fault, Order, Settings};
+use vhost_device_vfio_tests::driver_ring::DriverRing;
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
 use vhost_device_vfio_tests::host::ModelledMachine;
-use vhost_device_vfio_tests::server_process::wait_until;
+use vhost_device_vfio_tests::interrupt::Interrupt;
+use vhost_device_vfio_tests::server_process::{PATIENCE, wait_until};
 use vhost_device_vfio_tests::vmm::{Vmm, refusal};
 
 const FIRST: &str = "0000:01:00.0";
@@ -183,4 +189,31 @@ fn a_driver_that_is_bound_by_order_shows_in_sysfs() {
     machine.order(&Order::Bind(DriverOrder { function, driver: "igb".into() }));
     let driver = machine.host().sysfs().function(function).unwrap().driver;
     assert_eq!(driver, vfio::topology::Driver::Kernel("igb".into()));
+}
+
+#[test]
+fn where_the_kernel_rings_no_doorbell_the_server_does() {
+    let machine = machine("virtio-pair", &["call = 'VFIO_DEVICE_IOEVENTFD'\nerrno = 'EINVAL'"]);
+    let mut vmm = Vmm::on(&machine.host());
+    vmm.add(1, FIRST).unwrap();
+    let (near, far) = UnixStream::pair().unwrap();
+    vmm.control.serve(Cookie(1), Face::VhostUser, far).unwrap();
+    let memory = GuestMemory::new(0, 1 << 20);
+    let mut frontend = Frontend::new(near, PATIENCE);
+    frontend.negotiate(ProtocolFeatures::REPLY_ACK | ProtocolFeatures::GPA_ADDRESSES).unwrap();
+    frontend.set_features(VirtioFeatures(1 << 32 | 1 << 30)).unwrap();
+    frontend.set_memory_table(&[memory.region()], &[memory.as_fd()]).unwrap();
+    let mut ring = DriverRing::new(&memory, 0x1_0000, 16);
+    let ((kick, far_kick), (call, far_call)) = (Interrupt::new(), Interrupt::new());
+    let [descriptors, available, used] = ring.areas();
+    let (kick_fd, call_fd) = (far_kick.as_fd(), far_call.as_fd());
+    let vring = Vring { size: 16, base: 0, descriptors, available, used, kick: kick_fd, call: call_fd };
+    frontend.start_vring(0, &vring).unwrap();
+    frontend.set_vring_enable(0, true).unwrap();
+    for sector in 0..3 {
+        ring.offer_read(sector);
+        kick.signal();
+        assert!(wait_until(|| ring.is_done()) && call.fires());
+        assert_eq!(ring.outcome().0, 0);
+    }
 }

@@ -8,8 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
-    VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd,
-    vfio_device_detach_iommufd_pt, vfio_device_info, vfio_irq_info,
+    VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_DEVICE_IOEVENTFD_16, vfio_device_attach_iommufd_pt,
+    vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt, vfio_device_info, vfio_device_ioeventfd,
+    vfio_irq_info,
 };
 
 use crate::device_id::DeviceId;
@@ -276,6 +277,35 @@ impl Device {
             .and_then(|position| sys::write(&self.fd, data, position))
             .and_then(|count| if count == data.len() { Ok(()) } else { Err(Errno::IO) })
             .map_err(|errno| CallError { call: "pwrite", object: Object::Device(self.address), errno })
+    }
+
+    /// Has the kernel write `data` to a BAR whenever `eventfd` is signalled, and at once if it was before; not any more with
+    /// `None`. It takes what the eventfd counts, and writes nothing while memory decoding is off.
+    ///
+    /// # Errors
+    ///
+    /// `EEXIST` there is an eventfd for this write; `ENODEV` there is none to take away; `EINVAL` outside the BARs and over
+    /// the table of MSI-X; `ENOSPC` from 1000 on.
+    pub fn write_on_eventfd(
+        &self,
+        index: RegionIndex,
+        offset: u64,
+        data: u16,
+        eventfd: Option<BorrowedFd<'_>>,
+    ) -> Result<(), CallError> {
+        let call = |offset| {
+            let mut argument = vfio_device_ioeventfd {
+                flags: VFIO_DEVICE_IOEVENTFD_16,
+                offset,
+                data: data.into(),
+                fd: eventfd.map_or(-1, |eventfd| eventfd.as_raw_fd()),
+                ..Default::default()
+            };
+            sys::call(&self.fd, &mut argument).map(drop)
+        };
+        self.access(index, offset, size_of_val(&data), Region::is_writable)
+            .and_then(call)
+            .map_err(|errno| self.error(ioctl::DEVICE_IOEVENTFD, errno))
     }
 
     /// The position in the device's file of an access that is within bounds and allowed.

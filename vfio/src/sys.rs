@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::VFIO_IRQ_SET_DATA_EVENTFD;
 use vfio_bindings::bindings::vfio::{
     vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt, vfio_device_info,
-    vfio_irq_info,
+    vfio_device_ioeventfd, vfio_irq_info,
 };
 use vm_memory::MmapRegion;
 
@@ -96,6 +96,7 @@ argument!(
     offset_of!(vfio_device_bind_iommufd, token_uuid_ptr),
     iommufd
 );
+argument!(vfio_device_ioeventfd, argsz, ioctl::DEVICE_IOEVENTFD, size_of::<vfio_device_ioeventfd>(), fd);
 argument!(vfio_device_attach_iommufd_pt, argsz, ioctl::DEVICE_ATTACH_IOMMUFD_PT);
 argument!(vfio_device_detach_iommufd_pt, argsz, ioctl::DEVICE_DETACH_IOMMUFD_PT);
 argument!(iommu_destroy, size, ioctl::IOMMU_DESTROY);

@@ -18,7 +18,7 @@ use super::course::{Action, Wire};
 use super::eventfd::Eventfd;
 use super::features::RING_PACKED;
 use super::interrupts::{SharedVectors, Vectors};
-use super::kick::{Line, Relay, Target};
+use super::kick::{Kick, Relay};
 use super::rings::{Placement, RingIndex};
 use super::transport::VirtioFunction;
 use crate::failure::Failure;
@@ -38,7 +38,7 @@ pub struct Drive {
     config_change: Eventfd,
     /// What each vector is armed with, from 0; none while the device has no interrupts.
     armed: Vec<Option<Eventfd>>,
-    kicks: BTreeMap<RingIndex, Line>,
+    kicks: BTreeMap<RingIndex, Kick>,
     /// What the device was given since its last reset.
     rings: BTreeMap<RingIndex, Placement>,
     is_packed: bool,
@@ -268,15 +268,15 @@ impl Drive {
     /// Has the kicks ring the doorbells. What stays as it is, is not touched.
     fn listen(&mut self, wires: Vec<Wire>) -> Result<(), Failure> {
         for Wire { ring, kick, .. } in wires {
-            if self.kicks.get(&ring).map(Line::source) == kick.as_ref() {
+            if self.kicks.get(&ring).map(Kick::source) == kick.as_ref() {
                 continue;
             }
             // Before the next: it may be the same one, handed over again.
             self.kicks.remove(&ring);
             if let Some(kick) = kick {
-                let doorbell = Target::Doorbell(self.function.doorbell(ring)?);
-                let line = self.relay.connect(&kick, doorbell).map_err(Failure::relay)?;
-                self.kicks.insert(ring, line);
+                let doorbell = self.function.doorbell(ring)?;
+                let kick = Kick::connect(kick, doorbell, &self.relay).map_err(Failure::relay)?;
+                self.kicks.insert(ring, kick);
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The relay: a thread that rings a doorbell when a kick comes, and passes an interrupt on that several rings share.
+//! From a kick to its doorbell: by the kernel, or where it does not do that, by the relay, a thread that also passes an interrupt
+//! on that several rings share.
 //!
 //! It watches eventfds and never reads them: each write to one is an event of its own (`EPOLLET`), so that a kick costs one
 //! wait and one doorbell, and a client that reads its own eventfd makes nobody wait. A doorbell is rung under the lock under
@@ -42,6 +43,8 @@ struct Lines {
 #[derive(Debug)]
 struct Switchboard {
     epoll: OwnedFd,
+    /// Tells the thread to end. It is closed by the thread: epoll forgets what is closed, also that it was written to.
+    end: Eventfd,
     lines: Mutex<Lines>,
 }
 
@@ -92,11 +95,55 @@ impl Switchboard {
     }
 }
 
+/// From a kick to its doorbell. When this is dropped, the doorbell rings no more.
+#[derive(Debug)]
+pub enum Kick {
+    /// The kernel rings.
+    Kernel(Eventfd, Doorbell),
+    /// The relay does.
+    Relayed(Line),
+}
+
+impl Kick {
+    /// Has the doorbell ring whenever the kick is written to, and once at once if it was before.
+    pub fn connect(kick: Eventfd, doorbell: Doorbell, relay: &Relay) -> Result<Self, Errno> {
+        match doorbell.ring_on(Some(&kick)) {
+            Ok(()) => Ok(Self::Kernel(kick, doorbell)),
+            Err(error) => {
+                let (device, errno) = (doorbell.device(), error.errno.raw_os_error());
+                log::info!("event=kicks-relayed device={device} errno={errno}");
+                relay.connect(&kick, Target::Doorbell(doorbell)).map(Self::Relayed)
+            }
+        }
+    }
+
+    /// What is watched.
+    pub const fn source(&self) -> &Eventfd {
+        match self {
+            Self::Kernel(kick, _) => kick,
+            Self::Relayed(line) => line.source(),
+        }
+    }
+}
+
+impl Drop for Kick {
+    fn drop(&mut self) {
+        if let Self::Kernel(_, doorbell) = self
+            && let Err(error) = doorbell.ring_on(None)
+        {
+            log::warn!(
+                "event=kick-not-cut device={} errno={}",
+                doorbell.device(),
+                error.errno.raw_os_error()
+            );
+        }
+    }
+}
+
 /// The near end of the thread, which ends when this is dropped. It serves the rings of any number of devices.
 #[derive(Debug)]
 pub struct Relay {
     switchboard: Arc<Switchboard>,
-    end: Eventfd,
 }
 
 impl Relay {
@@ -104,13 +151,13 @@ impl Relay {
     pub fn start(confine: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let (epoll, end) = (epoll::create(CreateFlags::CLOEXEC)?, Eventfd::new()?);
         epoll::add(&epoll, &end, EventData::new_u64(END), EventFlags::IN)?;
-        let switchboard = Arc::new(Switchboard { epoll, lines: Mutex::default() });
+        let switchboard = Arc::new(Switchboard { epoll, end, lines: Mutex::default() });
         let near = Arc::clone(&switchboard);
         thread::Builder::new().name("kick".into()).spawn(move || {
             confine();
             switchboard.wait_and_serve();
         })?;
-        Ok(Self { switchboard: near, end })
+        Ok(Self { switchboard: near })
     }
 
     /// Has something done whenever `source` is written to, and once at once if it was before.
@@ -129,7 +176,7 @@ impl Relay {
 impl Drop for Relay {
     /// Nobody waits for the end: a client could delay it.
     fn drop(&mut self) {
-        let _ = rustix::io::write(&self.end, &1_u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.switchboard.end, &1_u64.to_ne_bytes());
     }
 }
 
@@ -217,6 +264,20 @@ mod tests {
         let _other = relay.connect(&copy, Target::Calls(vec![second.clone()])).unwrap();
         source.signal();
         assert!(arrives(&first) && arrives(&second));
+    }
+
+    #[test]
+    fn the_thread_ends_with_its_near_end() {
+        for _ in 0..200 {
+            let relay = Relay::start(|| {}).unwrap();
+            let switchboard = Arc::downgrade(&relay.switchboard);
+            drop(relay);
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            while switchboard.strong_count() > 0 {
+                assert!(std::time::Instant::now() < deadline, "the thread stays");
+                thread::yield_now();
+            }
+        }
     }
 
     #[test]

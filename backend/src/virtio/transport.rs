@@ -3,6 +3,7 @@
 //! A virtio function's registers (Virtio 1.3, 4.1.4), each accessed with the width that it has.
 
 use std::fmt;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use virtio_bindings::virtio_config::{
 };
 
 use super::capability::{Structure, Structures};
+use super::eventfd::Eventfd;
 use super::features;
 use super::rings::{MAX_RINGS, Placement, RingAreas, RingIndex};
 use crate::failure::Failure;
@@ -103,6 +105,13 @@ impl Doorbell {
     /// Rings it.
     pub fn ring(&self) -> Result<(), CallError> {
         write(&self.device, &self.notify, self.offset, &self.ring.0.to_le_bytes())
+    }
+
+    /// Has the kernel ring it whenever this eventfd is written to; nobody any more with `None`.
+    pub fn ring_on(&self, kick: Option<&Eventfd>) -> Result<(), CallError> {
+        let offset = position(&self.notify, self.offset, 2);
+        let kick = kick.map(AsFd::as_fd);
+        self.device.write_on_eventfd(self.notify.region, offset, self.ring.0, kick)
     }
 
     /// Whose it is.

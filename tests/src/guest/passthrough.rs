@@ -78,9 +78,14 @@ impl Passthrough {
 
     /// One function, whose socket is at this path also after [`Self::start_again`].
     pub fn at_socket(way: Way, function: &'static str, path: &Path) -> Self {
-        let mut passthrough = Self { way, functions: vec![function], servers: None, path: Some(path.into()) };
+        let mut passthrough = Self::by_another(way, function, path);
         passthrough.start_again();
         passthrough
+    }
+
+    /// One function, for which somebody else listens at this path.
+    pub fn by_another(way: Way, function: &'static str, path: &Path) -> Self {
+        Self { way, functions: vec![function], servers: None, path: Some(path.into()) }
     }
 
     /// Ends the server if it is there, without a word, and starts another at the same path.
@@ -111,7 +116,7 @@ impl Passthrough {
     /// QEMU's arguments that the devices need.
     pub(super) fn arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
-        if self.servers.is_none() && !self.functions.is_empty() {
+        if self.way == Way::InProcess && !self.functions.is_empty() {
             arguments.extend(["-object".into(), "iommufd,id=iommufd0".into()]);
         }
         if !self.way.has_rings() {

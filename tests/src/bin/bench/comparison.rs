@@ -77,7 +77,7 @@ impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { figure, other_name, other, goal } = self;
         let ratio = figure.number() / other.number();
-        write!(f, "{figure:>10}  {other_name:<22} {other:>10}  {ratio:>6.2}  {goal}")?;
+        write!(f, "{figure:>10}  {other_name:<26} {other:>10}  {ratio:>6.2}  {goal}")?;
         match (goal, figure, other) {
             (Goal::Difference(_), Figure::Time(figure), Figure::Time(other)) => {
                 let sign = if figure < other { "-" } else { "" };
@@ -91,7 +91,7 @@ impl fmt::Display for Comparison {
 /// The heading of the lines that were measured at `place`.
 pub(crate) fn print_heading(place: &str) {
     println!(
-        "{:<16} {:>10}  {:<22} {:>10}  {:>6}  goal",
+        "{:<16} {:>10}  {:<26} {:>10}  {:>6}  goal",
         place, "figure", "compared with", "figure", "ratio"
     );
 }

@@ -10,7 +10,8 @@ use vhost_device_vfio_tests::server_process::binary;
 use crate::FIRST;
 use crate::comparison::{Comparison, Figure, Goal};
 use crate::contest::{median, timed};
-use crate::processor::time_of_threads;
+use crate::load::LOADS;
+use crate::processor::time_of_process;
 
 /// How the guest gets the disk.
 #[derive(Clone, Copy, Debug)]
@@ -20,26 +21,10 @@ enum Disk {
     Mapped,
 }
 
-/// What is read.
-#[derive(Clone, Copy, Debug)]
-struct Load {
-    name: &'static str,
-    pattern: &'static str,
-    block: u32,
-    count: u32,
-    depth: u32,
-}
-
-const LOADS: [Load; 4] = [
-    Load { name: "sequential, 1", pattern: "sequential", block: 128 << 10, count: 128, depth: 1 },
-    Load { name: "sequential, 32", pattern: "sequential", block: 128 << 10, count: 128, depth: 32 },
-    Load { name: "random, 1", pattern: "random", block: 4 << 10, count: 512, depth: 1 },
-    Load { name: "random, 32", pattern: "random", block: 4 << 10, count: 512, depth: 32 },
-];
-const SPAN: u32 = 32 << 20;
-/// How often each guest boots, and reads in each life.
+/// How often each guest boots.
 const BOOTS: usize = 1;
-const LAPS: usize = 3;
+/// The disk as the guest has it.
+const DISK: &str = "/dev/nvme0n1";
 const ALL: [Disk; 3] = [Disk::InProcess, Disk::Trapped, Disk::Mapped];
 /// How long a guest that does nothing is watched.
 const IDLE: Duration = Duration::from_secs(5);
@@ -73,26 +58,14 @@ impl Disk {
         measured.boots.push(timed(|| guest = Some(Guest::boot_with(&passthrough, &settings))));
         let mut guest = guest.expect("it has booted");
         for (load, times) in LOADS.iter().zip(&mut measured.loads) {
-            // The first finds nothing in any cache.
-            load.read(&mut guest);
-            times.extend((0..LAPS).map(|_| load.read(&mut guest)));
+            times.extend(load.laps(&mut guest, DISK, || ()));
         }
         if let Some(servers) = passthrough.servers() {
-            let spent = || -> Duration {
-                servers.processes().map(|process| time_of_threads(process, |_| true)).sum()
-            };
+            let spent = || -> Duration { servers.processes().map(time_of_process).sum() };
             let before = spent();
             std::thread::sleep(IDLE);
             measured.idle = spent().saturating_sub(before);
         }
-    }
-}
-
-impl Load {
-    fn read(&self, guest: &mut Guest) -> Duration {
-        let Self { pattern, block, count, depth, .. } = self;
-        let command = format!("reader /dev/nvme0n1 {pattern} {block} {count} {depth} {SPAN}");
-        Duration::from_nanos(guest.run(&command).trim().parse().expect("nanoseconds"))
     }
 }
 

@@ -11,6 +11,8 @@ mod coordinated_reset;
 mod echo;
 mod exchange;
 mod guest_disk;
+mod guest_rings;
+mod load;
 mod memory_table;
 mod modelled_slot;
 mod pinned_memory;
@@ -32,6 +34,8 @@ const EDU_PAIR: &str = "edu-pair";
 const IGB_PAIR: &str = "igb-pair";
 /// A disk.
 const NVME: &str = "nvme";
+/// A virtio disk, and a network card in its IOMMU group.
+const VIRTIO_PAIR: &str = "virtio-pair";
 /// The first two functions of each topology.
 const FIRST: &str = "0000:01:00.0";
 const SECOND: &str = "0000:01:00.1";
@@ -54,7 +58,7 @@ struct Benchmark {
     run: fn() -> Vec<Comparison>,
 }
 
-const BENCHMARKS: [Benchmark; 10] = [
+const BENCHMARKS: [Benchmark; 11] = [
     Benchmark { name: "start-up", place: Place::Host, run: start_up::start_up },
     Benchmark { name: "resident-memory", place: Place::Host, run: resident_memory::resident_memory },
     Benchmark { name: "features", place: Place::Both(EDU_PAIR), run: round_trip::features },
@@ -69,6 +73,7 @@ const BENCHMARKS: [Benchmark; 10] = [
     },
     Benchmark { name: "pinned-memory", place: Place::Machine(IGB_PAIR), run: pinned_memory::pinned_memory },
     Benchmark { name: "guest-disk", place: Place::Machine(NVME), run: guest_disk::guest_disk },
+    Benchmark { name: "guest-rings", place: Place::Machine(VIRTIO_PAIR), run: guest_rings::guest_rings },
 ];
 
 /// The benchmarks of these names, all without any.

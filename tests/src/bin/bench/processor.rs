@@ -54,3 +54,8 @@ pub(crate) fn time_of_threads(process: u32, is_counted: impl Fn(&str) -> bool) -
     };
     threads.map(time).sum()
 }
+
+/// The same of all threads of another process.
+pub(crate) fn time_of_process(process: u32) -> Duration {
+    time_of_threads(process, |_| true)
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A guest that reads its virtio disk: by rings that the hardware runs, by rings in software, and with the device in QEMU's own
+//! hands.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use vfio::PciAddress;
+use vhost_device_vfio_tests::guest::{Guest, Passthrough, Settings, Way};
+use vhost_device_vfio_tests::host::Host;
+use vhost_device_vfio_tests::server_process::{ServerProcess, binary, wait_until};
+
+use crate::FIRST;
+use crate::comparison::{Comparison, Figure, Goal};
+use crate::contest::median;
+use crate::load::{LAPS_AT_ALL, LOADS};
+use crate::processor::time_of_process;
+
+/// The disk as the guest has it.
+const DISK: &str = "/dev/vda";
+
+/// What was measured of a guest.
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    loads: [Duration; LOADS.len()],
+    /// Processors' time of the server for a read, all loads taken together; none without a server.
+    spent: Duration,
+}
+
+/// Has a guest read, whose disk this server process has, if any.
+fn measure(passthrough: &Passthrough, server: Option<u32>, before_lap: impl Fn()) -> Measured {
+    let programs = [binary("reader")];
+    let settings = Settings { programs: &programs, ..Settings::default() };
+    let mut guest = Guest::boot_with(passthrough, &settings);
+    let spent = || server.map(time_of_process).unwrap_or_default();
+    let before = spent();
+    let loads = LOADS.map(|load| median(load.laps(&mut guest, DISK, &before_lap)));
+    let reads = LOADS.iter().map(|load| load.count).sum::<u32>() * LAPS_AT_ALL;
+    Measured { loads, spent: spent().saturating_sub(before) / reads }
+}
+
+fn in_process() -> Measured {
+    measure(&Passthrough::new(Way::InProcess, &[FIRST]), None, || ())
+}
+
+fn hardware() -> Measured {
+    let passthrough = Passthrough::new(Way::Rings, &[FIRST]);
+    let server = passthrough.servers().and_then(|servers| servers.processes().next());
+    measure(&passthrough, server, || ())
+}
+
+fn software() -> Measured {
+    let backend = SoftwareBackend::start(FIRST);
+    let passthrough = Passthrough::by_another(Way::Rings, FIRST, &backend.socket);
+    measure(&passthrough, Some(backend.process.id()), || backend.forget())
+}
+
+/// A process that runs rings for a disk that this machine's own driver has. With it the function is VFIO's again.
+#[derive(Debug)]
+struct SoftwareBackend {
+    process: ServerProcess,
+    function: PciAddress,
+    disk: PathBuf,
+    socket: PathBuf,
+    _folder: TempDir,
+}
+
+impl SoftwareBackend {
+    fn start(function: &str) -> Self {
+        let address = function.parse().expect("a PCI address");
+        change_driver(address, "virtio-pci");
+        let disk = disk_of(function);
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("socket");
+        let mut command = Command::new(binary("block-backend"));
+        command.arg("--socket").arg(&socket).arg("--image").arg(&disk);
+        let process = ServerProcess::spawn(command);
+        assert!(wait_until(|| socket.exists()), "nobody listens: {}", process.log());
+        Self { process, function: address, disk, socket, _folder: folder }
+    }
+
+    /// Has this machine's page cache lose what it has of the disk: the other ways have none that could help them.
+    fn forget(&self) {
+        let flushed =
+            Command::new("blockdev").arg("--flushbufs").arg(&self.disk).stdout(Stdio::null()).status();
+        assert!(flushed.expect("blockdev runs").success(), "the page cache is not emptied");
+    }
+}
+
+impl Drop for SoftwareBackend {
+    fn drop(&mut self) {
+        self.process.kill();
+        change_driver(self.function, "vfio-pci");
+    }
+}
+
+fn change_driver(function: PciAddress, driver: &str) {
+    Host::current().unbind_driver(function).expect("the driver lets go");
+    Host::current().bind_driver(function, driver).expect("the other driver takes it");
+}
+
+/// The node of a virtio function's disk.
+fn disk_of(function: &str) -> PathBuf {
+    let entries = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).expect("a folder of sysfs");
+        entries.map(|entry| entry.expect("an entry").path()).collect()
+    };
+    let folders = entries(&Path::new("/sys/bus/pci/devices").join(function));
+    let disks = folders.iter().map(|folder| folder.join("block")).filter(|folder| folder.exists());
+    let disk = disks.flat_map(|folder| entries(&folder)).next().expect("a disk");
+    Path::new("/dev").join(disk.file_name().expect("its name"))
+}
+
+/// Reads, and what they take of processors.
+pub(crate) fn guest_rings() -> Vec<Comparison> {
+    let [in_process, hardware, software] = [in_process(), hardware(), software()];
+    let mut comparisons = Vec::new();
+    for (place, load) in LOADS.iter().enumerate() {
+        // 0.9 of the speed, and ahead.
+        for (way, other, goal) in [("in process", in_process, 1.11), ("software", software, 1.0)] {
+            comparisons.push(Comparison {
+                figure: Figure::Time(hardware.loads[place]),
+                other_name: format!("{way}: {}", load.name).into(),
+                other: Figure::Time(other.loads[place]),
+                goal: Goal::Ratio(goal),
+            });
+        }
+    }
+    comparisons.push(Comparison {
+        figure: Figure::Time(hardware.spent),
+        other_name: "software: processors".into(),
+        other: Figure::Time(software.spent),
+        goal: Goal::None,
+    });
+    comparisons
+}
