@@ -101,5 +101,11 @@ impl Server {
             Endpoint::VhostUser(peer) => machine.device(peer.session.cookie()).is_ok(),
             _ => true,
         });
+        let is_frontend = |(_, endpoint): &(&Token, &Endpoint)| matches!(endpoint, Endpoint::VhostUser(_));
+        let frontends: Vec<_> = self.endpoints.iter().filter(is_frontend).map(|(token, _)| *token).collect();
+        self.endpoints.retain(|_, endpoint| match endpoint {
+            Endpoint::ConfigChange(owner, _) | Endpoint::Backend(owner, _) => frontends.contains(owner),
+            _ => true,
+        });
     }
 }

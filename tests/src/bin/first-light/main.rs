@@ -164,6 +164,7 @@ fn trials_of_virtio() -> Vec<Trial> {
             a_ring_that_is_wrong_is_refused_and_the_device_stays_silent, a_call_is_replaced_while_rings_run,
             a_reset_by_somebody_else_is_told_and_the_frontend_begins_anew, stock_frontends_read_a_sector,
             a_second_frontend_is_turned_away, a_network_function_is_served_too,
+            a_device_that_is_taken_away_leaves_nothing_of_its_frontend,
             a_change_of_the_configuration_is_told;
     }
 }

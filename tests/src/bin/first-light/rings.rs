@@ -406,6 +406,28 @@ pub(crate) fn only_a_virtio_function_is_served_over_vhost_user() {
     assert_eq!(refused, ("not-virtio".to_owned(), Errno::NODEV.raw_os_error()));
 }
 
+pub(crate) fn a_device_that_is_taken_away_leaves_nothing_of_its_frontend() {
+    let mut vmm = Vmm::start();
+    let memory = GuestMemory::new(0, MEMORY);
+    let before = vmm.server.open_files();
+    vmm.add(1, FIRST).unwrap();
+    let (near, far) = UnixStream::pair().unwrap();
+    vmm.control.serve(Cookie(1), Face::VhostUser, far).unwrap();
+    let mut frontend = Frontend::new(near, PATIENCE);
+    frontend.negotiate(ALL).unwrap();
+    frontend.set_memory_table(&[memory.region()], &[memory.as_fd()]).unwrap();
+    let channel = frontend.open_backend_channel().unwrap();
+    let ring = DriverRing::new(&memory, RING, 16);
+    let ([kick, call, error], far) = eventfds();
+    let mut disk = Disk { frontend, ring, addresses: 0, kick, call, error, far, channel };
+    disk.start(0).unwrap();
+    disk.expect_works();
+    vmm.control.remove_device(Cookie(1)).unwrap();
+    vmm.server.wait_for_open_files(before);
+    // The frontend is told by the end of its connection.
+    assert!(disk.frontend.status().is_err());
+}
+
 /// What the guest is told when its disk has grown. The test makes the device say so by itself.
 pub(crate) fn a_change_of_the_configuration_is_told() {
     let mut machine = Machine::new();
