@@ -9,6 +9,7 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// The port's name.
 pub(super) const PORT: &str = "console";
@@ -69,6 +70,22 @@ impl Console {
     pub fn wait_for_boot(&mut self) {
         // What the guest said before it was reset may be cut off.
         while !self.line().unwrap_or_else(|error| panic!("no boot: {error}")).ends_with(READY) {}
+    }
+
+    /// Whether the guest boots in this time. Otherwise it is of no use any more.
+    pub(super) fn boots_within(&mut self, patience: Duration) -> bool {
+        let stream = self.connection.get_ref();
+        let before = stream.read_timeout().expect("the stream's timeout");
+        stream.set_read_timeout(Some(patience)).expect("the stream's timeout");
+        let mut line = Vec::new();
+        while !line.ends_with(format!("{READY}\n").as_bytes()) {
+            line.clear();
+            if !matches!(self.connection.read_until(b'\n', &mut line), Ok(1..)) {
+                return false;
+            }
+        }
+        self.connection.get_ref().set_read_timeout(before).expect("the stream's timeout");
+        true
     }
 
     /// Has a command of one line carried out that has to succeed, and gives its output without the last line's end.

@@ -9,6 +9,7 @@ mod passthrough;
 mod qmp;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -18,6 +19,9 @@ pub use self::initramfs::Initramfs;
 pub use self::passthrough::{Passthrough, Way};
 pub use self::qmp::Qmp;
 
+/// How often a guest is switched on that does not boot, and how long it may say nothing: mostly it takes ten seconds.
+const BOOT_ATTEMPTS: u32 = 3;
+const BOOT_PATIENCE: Duration = Duration::from_mins(1);
 /// The kernel that is running.
 const KERNEL: &str = "/boot/vmlinuz";
 const BUSYBOX: &str = "/usr/bin/busybox";
@@ -53,7 +57,16 @@ impl Guest {
     }
 
     /// The same with settings.
+    ///
+    /// One that stands still before it has begun is switched off, and another gets its chance.
     pub fn boot_with(passthrough: &Passthrough, settings: &Settings) -> Self {
+        for _ in 1..BOOT_ATTEMPTS {
+            let mut guest = Self::start(passthrough, settings);
+            if guest.console.boots_within(BOOT_PATIENCE) {
+                return guest;
+            }
+            eprintln!("a guest stands still before it has booted");
+        }
         let mut guest = Self::start(passthrough, settings);
         guest.wait_for_boot();
         guest
