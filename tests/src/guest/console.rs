@@ -72,19 +72,25 @@ impl Console {
         while !self.line().unwrap_or_else(|error| panic!("no boot: {error}")).ends_with(READY) {}
     }
 
-    /// Whether the guest boots in this time. Otherwise it is of no use any more.
+    /// Whether the guest boots without saying nothing for so long.
     pub(super) fn boots_within(&mut self, patience: Duration) -> bool {
         let stream = self.connection.get_ref();
         let before = stream.read_timeout().expect("the stream's timeout");
         stream.set_read_timeout(Some(patience)).expect("the stream's timeout");
+        let has_booted = self.hears_of_boot();
+        self.connection.get_ref().set_read_timeout(before).expect("the stream's timeout");
+        has_booted
+    }
+
+    fn hears_of_boot(&mut self) -> bool {
         let mut line = Vec::new();
+        // What the guest said before it was reset may be cut off.
         while !line.ends_with(format!("{READY}\n").as_bytes()) {
             line.clear();
             if !matches!(self.connection.read_until(b'\n', &mut line), Ok(1..)) {
                 return false;
             }
         }
-        self.connection.get_ref().set_read_timeout(before).expect("the stream's timeout");
         true
     }
 

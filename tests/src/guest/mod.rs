@@ -99,8 +99,15 @@ impl Guest {
         self.console.run(command)
     }
 
-    /// Resets the guest as its reset button does, and waits until it has booted.
+    /// Resets the guest as its reset button does, and waits until it has booted. Who stands still meanwhile is reset again.
     pub fn reset(&mut self) {
+        for _ in 1..BOOT_ATTEMPTS {
+            self.qmp.execute("system_reset", &json!({}));
+            if self.console.boots_within(BOOT_PATIENCE) {
+                return;
+            }
+            eprintln!("a guest stands still after its reset");
+        }
         self.qmp.execute("system_reset", &json!({}));
         self.wait_for_boot();
     }
