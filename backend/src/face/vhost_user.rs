@@ -21,19 +21,12 @@ use crate::virtio::{Action, Base, Course, DeviceStatus, Drive, Eventfd, RingArea
 pub enum Step {
     /// The answer.
     Reply(DeviceReply),
-    /// Something to be done to the device, and the answer if it is done well.
-    Drive(Vec<Action>, DeviceReply),
+    /// Something to be done to the device, which is lent for it, and the answer if it is done well.
+    Drive(Box<Drive>, Vec<Action>, DeviceReply),
     /// A change of the frontend's memory.
     Memory(Vec<TableChange>),
     /// The socket for requests to the frontend.
     Channel(OwnedFd),
-}
-
-impl Step {
-    /// Not even a job where there is nothing to do.
-    fn of(actions: Vec<Action>, reply: DeviceReply) -> Self {
-        if actions.is_empty() { Self::Reply(reply) } else { Self::Drive(actions, reply) }
-    }
 }
 
 /// One frontend of a device.
@@ -94,11 +87,6 @@ impl VhostUserSession {
         self.drive = Some(drive);
     }
 
-    /// The device, for a job.
-    pub const fn lend(&mut self) -> Option<Box<Drive>> {
-        self.drive.take()
-    }
-
     /// The device comes back from a job.
     ///
     /// # Errors
@@ -156,6 +144,14 @@ impl VhostUserSession {
         )
     }
 
+    /// Not even a job where there is nothing to do.
+    fn step(&mut self, actions: Vec<Action>, reply: DeviceReply) -> Step {
+        match self.drive.take_if(|_| !actions.is_empty()) {
+            Some(drive) => Step::Drive(drive, actions, reply),
+            None => Step::Reply(reply),
+        }
+    }
+
     /// A ring was described in a way that cannot even be read.
     pub fn refuse_ring(&mut self, ring: u8, failure: Failure) {
         if let Some(course) = &mut self.course {
@@ -181,7 +177,10 @@ impl VhostUserSession {
                 DeviceReply::Done
             }
             DeviceRequest::SetOwner => DeviceReply::Done,
-            DeviceRequest::ResetOwner => return Ok(Step::of(course.disable_all(), DeviceReply::Done)),
+            DeviceRequest::ResetOwner => {
+                let actions = course.disable_all();
+                return Ok(self.step(actions, DeviceReply::Done));
+            }
             DeviceRequest::GetProtocolFeatures => DeviceReply::ProtocolFeatures(Self::OFFERED),
             DeviceRequest::SetProtocolFeatures(features) => return self.agree(features),
             DeviceRequest::GetQueueNumber => DeviceReply::QueueNumber(course.ring_count().into()),
@@ -191,12 +190,14 @@ impl VhostUserSession {
             DeviceRequest::GetConfig(access) => read_config(drive, access)?,
             DeviceRequest::SetConfig { access, data } => write_config(drive, access, &data)?,
             DeviceRequest::SetBackendChannel(socket) => return Ok(Step::Channel(socket)),
-            DeviceRequest::ResetDevice => return Ok(Step::of(course.reset(), DeviceReply::Done)),
+            DeviceRequest::ResetDevice => {
+                let actions = course.reset();
+                return Ok(self.step(actions, DeviceReply::Done));
+            }
             DeviceRequest::GetStatus => DeviceReply::Status(course.status().0),
             DeviceRequest::SetStatus(status) => {
-                return course
-                    .set_status(DeviceStatus(status))
-                    .map(|actions| Step::of(actions, DeviceReply::Done));
+                let actions = course.set_status(DeviceStatus(status))?;
+                return Ok(self.step(actions, DeviceReply::Done));
             }
             DeviceRequest::SetMemoryTable(regions) => return self.replace_memory(regions),
             DeviceRequest::AddMemoryRegion(region) => {
@@ -245,7 +246,7 @@ impl VhostUserSession {
             }
             _ => Ok(Vec::new()),
         };
-        actions.map(|actions| Step::of(actions, reply))
+        actions.map(|actions| self.step(actions, reply))
     }
 
     fn agree(&mut self, features: ProtocolFeatures) -> Result<Step, Failure> {

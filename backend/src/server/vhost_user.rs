@@ -60,16 +60,19 @@ impl Server {
     fn take_drive(&mut self, token: Token, mut peer: VhostUserPeer) {
         if self.in_flight.is_some() {
             self.waiting.push_back(token);
-        } else {
-            match self.machine.take_drive(peer.session.cookie(), Arc::clone(&self.relay)) {
-                Ok(job) => {
-                    peer.is_served_by_job = true;
-                    self.submit(job, Asker::Opening(token));
-                }
-                Err(failure) => log::error!("event=not-admitted connection={} reason=\"{failure}\"", token.0),
+            return self.keep_vhost_user(token, peer);
+        }
+        match self.machine.take_drive(peer.session.cookie(), Arc::clone(&self.relay)) {
+            Ok(job) => {
+                peer.is_served_by_job = true;
+                self.submit(job, Asker::Opening(token));
+                self.keep_vhost_user(token, peer);
+            }
+            Err(failure) => {
+                self.endpoints.insert(token, Endpoint::VhostUser(peer));
+                self.turn_out(token, &failure);
             }
         }
-        self.keep_vhost_user(token, peer);
     }
 
     /// Carries a request out, unless it has to wait.
@@ -103,8 +106,7 @@ impl Server {
         }
         match peer.session.handle(request) {
             Ok(Step::Reply(reply)) => self.reply_vhost_user(token, peer, header, Ok(reply)),
-            Ok(Step::Drive(actions, reply)) => {
-                let Some(drive) = peer.session.lend() else { return };
+            Ok(Step::Drive(drive, actions, reply)) => {
                 let job = self.machine.drive_device(cookie, drive, actions);
                 peer.is_served_by_job = true;
                 self.submit(job, Asker::VhostUser(token, header, reply));

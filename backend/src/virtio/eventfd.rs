@@ -22,7 +22,7 @@ impl Eventfd {
         rustix::event::eventfd(0, flags).map(|fd| Self(Arc::new(fd)))
     }
 
-    /// A client's. It is watched and never read: what has another reader would make a read wait. Of what else a client
+    /// A client's. It is watched, by the kernel or by us, and never read here: what has another reader would make a read wait. Of what else a client
     /// could hand over, watching alone can wait for its maker, as with a file in user space; an eventfd has no such type.
     ///
     /// # Errors

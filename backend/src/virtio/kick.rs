@@ -3,7 +3,7 @@
 //! From a kick to its doorbell: by the kernel, or where it does not do that, by the relay, a thread that also passes an interrupt
 //! on that several rings share.
 //!
-//! It watches eventfds and never reads them: each write to one is an event of its own (`EPOLLET`), so that a kick costs one
+//! The relay watches eventfds and never reads them: each write to one is an event of its own (`EPOLLET`), so that a kick costs one
 //! wait and one doorbell, and a client that reads its own eventfd makes nobody wait. A doorbell is rung under the lock under
 //! which lines are cut: when a line is gone, so is its last doorbell.
 

@@ -6,7 +6,7 @@
 //! card. The test sends a command as a line; the answer is a line with the exit status and the length of the output, and then
 //! the output, errors included.
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -68,30 +68,26 @@ impl Console {
 
     /// Waits until the guest has booted, for the first time or again.
     pub fn wait_for_boot(&mut self) {
-        // What the guest said before it was reset may be cut off.
-        while !self.line().unwrap_or_else(|error| panic!("no boot: {error}")).ends_with(READY) {}
+        self.hear_of_boot().unwrap_or_else(|error| panic!("no boot: {}", why(&error)));
     }
 
     /// Whether the guest boots without saying nothing for so long.
     pub(super) fn boots_within(&mut self, patience: Duration) -> bool {
-        let stream = self.connection.get_ref();
-        let before = stream.read_timeout().expect("the stream's timeout");
-        stream.set_read_timeout(Some(patience)).expect("the stream's timeout");
-        let has_booted = self.hears_of_boot();
-        self.connection.get_ref().set_read_timeout(before).expect("the stream's timeout");
-        has_booted
+        let before = self.connection.get_ref().read_timeout().expect("the stream's timeout");
+        self.set_patience(Some(patience));
+        let heard = self.hear_of_boot();
+        self.set_patience(before);
+        heard.is_ok()
     }
 
-    fn hears_of_boot(&mut self) -> bool {
-        let mut line = Vec::new();
+    fn set_patience(&self, patience: Option<Duration>) {
+        self.connection.get_ref().set_read_timeout(patience).expect("the stream's timeout");
+    }
+
+    fn hear_of_boot(&mut self) -> io::Result<()> {
         // What the guest said before it was reset may be cut off.
-        while !line.ends_with(format!("{READY}\n").as_bytes()) {
-            line.clear();
-            if !matches!(self.connection.read_until(b'\n', &mut line), Ok(1..)) {
-                return false;
-            }
-        }
-        true
+        while !self.line()?.ends_with(READY) {}
+        Ok(())
     }
 
     /// Has a command of one line carried out that has to succeed, and gives its output without the last line's end.
@@ -123,7 +119,7 @@ impl Console {
     }
 
     fn end(&mut self) -> Result<Outcome, String> {
-        let line = self.line()?;
+        let line = self.line().map_err(|error| why(&error))?;
         let (status, length) = line.split_once(' ').ok_or_else(|| format!("`{line}` is no answer"))?;
         let number = |error| format!("`{line}` is no answer: {error}");
         let mut output = vec![0; length.parse().map_err(number)?];
@@ -134,17 +130,17 @@ impl Console {
         })
     }
 
-    fn line(&mut self) -> Result<String, String> {
+    fn line(&mut self) -> io::Result<String> {
         let mut line = Vec::new();
-        match self.connection.read_until(b'\n', &mut line) {
-            Ok(0) => Err("QEMU has ended".into()),
-            Ok(_) => Ok(String::from_utf8_lossy(&line).trim_end().into()),
-            Err(error) => Err(why(&error)),
+        match self.connection.read_until(b'\n', &mut line)? {
+            0 => Err(io::Error::new(ErrorKind::UnexpectedEof, "QEMU has ended")),
+            _ => Ok(String::from_utf8_lossy(&line).trim_end().into()),
         }
     }
 }
 
-fn why(error: &std::io::Error) -> String {
+/// Why a test that waited for the guest cannot go on.
+fn why(error: &io::Error) -> String {
     if error.kind() == ErrorKind::WouldBlock {
         STOOD_STILL.store(true, Ordering::Relaxed);
         return "the guest stands still".into();

@@ -112,6 +112,12 @@ impl Guest {
         self.wait_for_boot();
     }
 
+    /// Has the guest boot again by itself.
+    pub fn reboot(&mut self) {
+        self.console.begin("reboot -f");
+        self.wait_for_boot();
+    }
+
     /// How often the guest's machine was reset since this was asked last. It may be more than anybody wanted: firmware that finds
     /// its own copy in memory, and not the one in its ROM, resets the machine once more, and a kernel that fails boots again.
     pub fn resets(&mut self) -> usize {

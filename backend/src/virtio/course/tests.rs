@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use vfio::Iova;
 
 use super::*;
-use crate::virtio::features::{ACCESS_PLATFORM, VERSION_1};
+use crate::virtio::features::{ACCESS_PLATFORM, RING_RESET, VERSION_1};
 
 const OFFERED: u64 = VERSION_1 | ACCESS_PLATFORM | RING_PACKED | RING_RESET | 0x40;
 const PLAIN: u64 = VERSION_1 | PROTOCOL_FEATURES;

@@ -49,15 +49,7 @@ impl Machine {
     /// A frontend that has agreed on `features`, and described the memory.
     fn connect(&mut self, features: ProtocolFeatures) -> Disk<'_> {
         let socket = self.socket();
-        let mut frontend = Frontend::new(socket, PATIENCE);
-        frontend.negotiate(features).unwrap();
-        let region = MemoryRegion { user_address: USER, ..self.memory.region() };
-        frontend.set_memory_table(&[region], &[self.memory.as_fd()]).unwrap();
-        let channel = frontend.open_backend_channel().unwrap();
-        let addresses = if features.contains(ProtocolFeatures::GPA_ADDRESSES) { 0 } else { USER };
-        let ring = DriverRing::new(&self.memory, RING, 16);
-        let ([kick, call, error], far) = eventfds();
-        Disk { frontend, ring, addresses, kick, call, error, far, channel }
+        Disk::connect(socket, &self.memory, features)
     }
 }
 
@@ -80,7 +72,19 @@ struct Disk<'a> {
     channel: FrontendChannel,
 }
 
-impl Disk<'_> {
+impl<'a> Disk<'a> {
+    fn connect(socket: UnixStream, memory: &'a GuestMemory, features: ProtocolFeatures) -> Self {
+        let mut frontend = Frontend::new(socket, PATIENCE);
+        frontend.negotiate(features).unwrap();
+        let region = MemoryRegion { user_address: USER, ..memory.region() };
+        frontend.set_memory_table(&[region], &[memory.as_fd()]).unwrap();
+        let channel = frontend.open_backend_channel().unwrap();
+        let addresses = if features.contains(ProtocolFeatures::GPA_ADDRESSES) { 0 } else { USER };
+        let ring = DriverRing::new(memory, RING, 16);
+        let ([kick, call, error], far) = eventfds();
+        Self { frontend, ring, addresses, kick, call, error, far, channel }
+    }
+
     /// What QEMU says of one ring, up to `DRIVER_OK`.
     fn start(&mut self, base: u32) -> Result<(), FrontendError> {
         self.frontend.set_features(VERSION_1)?;
@@ -306,13 +310,7 @@ pub(crate) fn a_reset_by_somebody_else_is_told_and_the_frontend_begins_anew() {
     let mut machine = Machine::new();
     let socket = machine.socket();
     let Machine { vmm, memory } = &mut machine;
-    let mut frontend = Frontend::new(socket, PATIENCE);
-    frontend.negotiate(ALL).unwrap();
-    frontend.set_memory_table(&[memory.region()], &[memory.as_fd()]).unwrap();
-    let channel = frontend.open_backend_channel().unwrap();
-    let ring = DriverRing::new(memory, RING, 16);
-    let ([kick, call, error], far) = eventfds();
-    let mut disk = Disk { frontend, ring, addresses: 0, kick, call, error, far, channel };
+    let mut disk = Disk::connect(socket, memory, ALL);
     disk.start(0).unwrap();
     disk.expect_works();
     let report = vmm.control.reset(Cookie(1), Some(ResetMethod::Function), None).unwrap();
@@ -413,13 +411,7 @@ pub(crate) fn a_device_that_is_taken_away_leaves_nothing_of_its_frontend() {
     vmm.add(1, FIRST).unwrap();
     let (near, far) = UnixStream::pair().unwrap();
     vmm.control.serve(Cookie(1), Face::VhostUser, far).unwrap();
-    let mut frontend = Frontend::new(near, PATIENCE);
-    frontend.negotiate(ALL).unwrap();
-    frontend.set_memory_table(&[memory.region()], &[memory.as_fd()]).unwrap();
-    let channel = frontend.open_backend_channel().unwrap();
-    let ring = DriverRing::new(&memory, RING, 16);
-    let ([kick, call, error], far) = eventfds();
-    let mut disk = Disk { frontend, ring, addresses: 0, kick, call, error, far, channel };
+    let mut disk = Disk::connect(near, &memory, ALL);
     disk.start(0).unwrap();
     disk.expect_works();
     vmm.control.remove_device(Cookie(1)).unwrap();

@@ -103,10 +103,7 @@ pub(crate) fn a_disk_works_after_the_guest_reset_its_function(stage: &Stage) {
 
 pub(crate) fn a_disk_works_after_its_guest_booted_again(stage: &Stage) {
     stage.with_guest(|guest, _| {
-        expect_survives(guest, |guest| {
-            guest.console.begin("reboot -f");
-            guest.wait_for_boot();
-        });
+        expect_survives(guest, Guest::reboot);
     });
 }
 

@@ -28,10 +28,7 @@ pub(crate) fn a_guest_reads_back_what_hardware_rings_wrote(stage: &Stage) {
 pub(crate) fn hardware_rings_work_after_every_reset_of_their_guest(stage: &Stage) {
     stage.with_guest(|guest, _| {
         expect_keeps(guest, LITTLE, Guest::reset);
-        expect_keeps(guest, LITTLE, |guest| {
-            guest.console.begin("reboot -f");
-            guest.wait_for_boot();
-        });
+        expect_keeps(guest, LITTLE, Guest::reboot);
         let driver = "/sys/bus/virtio/drivers/virtio_blk";
         expect_keeps(guest, LITTLE, |guest| {
             guest.run(&format!(

@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What stock VMMs say on the vhost-user face, message by message: recorded from QEMU 11.1.3, read in the sources of crosvm and
-//! Cloud Hypervisor.
-//!
-//! The bytes are written down here without the codec, so that a fault of the codec cannot hide behind the same fault.
-
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+//! What a VMM says, and in which order.
 
 use protocol::RequestNumber;
 use protocol::features::ProtocolFeatures;
-use rustix::event::{EventfdFlags, eventfd};
 
-use crate::raw_client::{self, RawClient, Reply};
+use super::{Attachment, Awaited, Guest, Memory, Message, Ring, StockVmm};
+use crate::raw_client;
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`, which every frontend adds to what the driver has chosen.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -21,117 +15,6 @@ const PLAIN: u32 = 0x1;
 /// Virtio's device status.
 const FEATURES_OK: u64 = 8;
 const DRIVER_OK: u64 = 0xf;
-
-/// The VMMs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StockVmm {
-    /// `vhost-user-blk-pci` of QEMU.
-    QemuBlock,
-    /// `vhost-user-test-device-pci` of QEMU, which stands for any virtio device.
-    QemuGeneric,
-    /// `--vhost-user` of crosvm.
-    Crosvm,
-    /// `--generic-vhost-user` of Cloud Hypervisor.
-    CloudHypervisor,
-}
-
-impl StockVmm {
-    /// The protocol features that it agrees on, of those that matter here.
-    fn wanted(self) -> ProtocolFeatures {
-        let bits: &[u32] = match self {
-            Self::QemuBlock | Self::QemuGeneric => &[0, 3, 5, 9, 10, 11, 13, 15, 16, 21],
-            Self::Crosvm => &[0, 3, 5, 9],
-            Self::CloudHypervisor => &[0, 3, 5, 9, 15],
-        };
-        ProtocolFeatures(bits.iter().map(|bit| 1 << bit).sum())
-    }
-
-    fn is_qemu(self) -> bool {
-        matches!(self, Self::QemuBlock | Self::QemuGeneric)
-    }
-}
-
-/// A piece of the guest's memory.
-#[derive(Clone, Copy, Debug)]
-pub struct Memory {
-    /// Guest physical address.
-    pub guest_address: u64,
-    /// In bytes.
-    pub size: u64,
-    /// Where the VMM has it.
-    pub user_address: u64,
-    /// Where it begins in its file.
-    pub offset: u64,
-}
-
-/// A ring as the driver has set it up, at guest physical addresses.
-#[derive(Clone, Copy, Debug)]
-pub struct Ring {
-    /// How many descriptors it has.
-    pub size: u32,
-    /// Where the descriptors are.
-    pub descriptors: u64,
-    /// Where the available ring is.
-    pub available: u64,
-    /// Where the used ring is.
-    pub used: u64,
-}
-
-/// What the guest has.
-#[derive(Clone, Debug)]
-pub struct Guest {
-    /// The virtio features that the driver has chosen.
-    pub features: u64,
-    /// The device's rings; `None`: the driver does not use it.
-    pub rings: Vec<Option<Ring>>,
-    /// All of it, each piece with a file.
-    pub memory: Vec<Memory>,
-    /// How much of the configuration space the VMM reads, in bytes.
-    pub config_size: u32,
-}
-
-/// What a message's descriptor is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attachment {
-    /// The file of a piece of memory.
-    Memory(usize),
-    /// What the guest notifies a ring with.
-    Kick(usize),
-    /// What a ring interrupts the guest with.
-    Call(usize),
-    /// What a ring tells an error with.
-    Error(usize),
-    /// The backend's end of the backend channel.
-    Channel,
-}
-
-/// What the VMM waits for before it says anything else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Awaited {
-    /// Nothing.
-    Nothing,
-    /// 8 bytes, 0.
-    Acknowledgement,
-    /// 8 bytes.
-    Number,
-    /// The request's payload with other bytes behind the first 12.
-    Config,
-    /// The ring's index and its base.
-    Base,
-}
-
-/// One message.
-#[derive(Clone, Debug)]
-pub struct Message {
-    /// What is asked.
-    pub request: RequestNumber,
-    /// Header and payload.
-    pub bytes: Vec<u8>,
-    /// What comes along.
-    pub attachments: Vec<Attachment>,
-    /// What is answered.
-    pub awaited: Awaited,
-}
 
 /// 32 bits each.
 fn words(words: &[u32]) -> Vec<u8> {
@@ -493,68 +376,4 @@ fn is_acknowledged_by_qemu(request: RequestNumber) -> bool {
             | RequestNumber::SET_VRING_ERR
             | RequestNumber::SET_VRING_ENABLE
     )
-}
-
-/// A connection on which a script is played, with all that its messages bring.
-#[derive(Debug)]
-pub struct Player {
-    client: RawClient,
-    memory: Vec<OwnedFd>,
-    /// What the guest notifies each ring with.
-    pub kicks: Vec<OwnedFd>,
-    /// What each ring interrupts the guest with.
-    pub calls: Vec<OwnedFd>,
-    errors: Vec<OwnedFd>,
-    /// The frontend's end of the backend channel.
-    pub channel: UnixStream,
-    backend_channel: UnixStream,
-}
-
-impl Player {
-    /// A VMM on a connected socket, with the files of its guest's memory and so many rings.
-    pub fn new(socket: UnixStream, memory: Vec<OwnedFd>, rings: usize) -> Self {
-        let eventfds = || -> Vec<_> {
-            (0..rings).map(|_| eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd")).collect()
-        };
-        let (channel, backend_channel) = UnixStream::pair().expect("a socket pair");
-        let (kicks, calls, errors) = (eventfds(), eventfds(), eventfds());
-        Self { client: socket.into(), memory, kicks, calls, errors, channel, backend_channel }
-    }
-
-    /// Says one message after the other, and waits for the answer where the VMM would. Gives the answers.
-    pub fn play(&mut self, messages: &[Message]) -> Vec<Reply> {
-        messages.iter().filter_map(|message| self.say(message)).collect()
-    }
-
-    /// Says a message. The answer has the form that the VMM takes; an acknowledgement is that it was done.
-    pub fn say(&mut self, message: &Message) -> Option<Reply> {
-        let Self { client, memory, kicks, calls, errors, backend_channel, .. } = self;
-        let descriptors: Vec<_> = message
-            .attachments
-            .iter()
-            .map(|attachment| match *attachment {
-                Attachment::Memory(piece) => memory[piece].as_fd(),
-                Attachment::Kick(queue) => kicks[queue].as_fd(),
-                Attachment::Call(queue) => calls[queue].as_fd(),
-                Attachment::Error(queue) => errors[queue].as_fd(),
-                Attachment::Channel => backend_channel.as_fd(),
-            })
-            .collect();
-        client.send(&message.bytes, &descriptors);
-        if message.awaited == Awaited::Nothing {
-            return None;
-        }
-        let reply = client.receive();
-        assert_eq!(reply.request, message.request, "the answer to something else");
-        let sent = &message.bytes[12..];
-        match message.awaited {
-            Awaited::Acknowledgement => assert_eq!(reply.body, [0; 8], "{} was refused", message.request),
-            Awaited::Config => {
-                assert_eq!((reply.body.len(), &reply.body[..12]), (sent.len(), &sent[..12]));
-            }
-            Awaited::Base => assert_eq!((reply.body.len(), &reply.body[..4]), (8, &sent[..4])),
-            Awaited::Number | Awaited::Nothing => assert_eq!(reply.body.len(), 8),
-        }
-        Some(reply)
-    }
 }
