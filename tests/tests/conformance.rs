@@ -41,5 +41,6 @@ topologies! {
     rciep: "rciep";
     switch: "switch";
     virtio_pair: "virtio-pair";
+    virtio_rng: "virtio-rng";
     virtio_trio: "virtio-trio";
 }

@@ -36,4 +36,5 @@ lanes! {
     hotplug_slot: "hotplug-slot", "7.3";
     switch: "switch", "7.3";
     virtio_pair: "virtio-pair", "7.3";
+    virtio_rng: "virtio-rng", "7.3";
 }

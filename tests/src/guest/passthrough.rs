@@ -37,6 +37,7 @@ impl Way {
 enum VirtioKind {
     Network = 1,
     Block = 2,
+    Entropy = 4,
 }
 
 impl VirtioKind {
@@ -45,6 +46,7 @@ impl VirtioKind {
         match std::fs::read_to_string(path).expect("the device id").trim() {
             "0x1041" => Self::Network,
             "0x1042" => Self::Block,
+            "0x1044" => Self::Entropy,
             other => panic!("{function} is {other}"),
         }
     }
@@ -124,8 +126,10 @@ impl Passthrough {
         }
         for (number, function) in self.functions.iter().enumerate() {
             let path = self.socket(function);
-            // A server that was started again finds its frontend soon, but for the generic one, which would not wait for its own.
-            let again = if self.way == Way::Rings { ",reconnect-ms=200" } else { "" };
+            // A server that was started again finds its frontend soon, but for the generic one and those made of it, which would not
+            // wait for their own.
+            let waits = self.way == Way::Rings && VirtioKind::of(function) != VirtioKind::Entropy;
+            let again = if waits { ",reconnect-ms=200" } else { "" };
             let socket = format!("socket,id=socket{number},path={}{again}", path.display());
             arguments.extend(["-chardev".into(), socket]);
             if self.way == Way::Rings && VirtioKind::of(function) == VirtioKind::Network {
@@ -161,6 +165,9 @@ impl Passthrough {
                 VirtioKind::Block => {
                     json!({ "driver": "vhost-user-blk-pci", "chardev": format!("socket{number}") })
                 }
+                VirtioKind::Entropy => {
+                    json!({ "driver": "vhost-user-rng-pci", "chardev": format!("socket{number}") })
+                }
             },
             Way::GenericRings => generic(VirtioKind::of(function), number),
         };
@@ -172,16 +179,18 @@ impl Passthrough {
 
 /// QEMU's device for any kind: it knows nothing of the kind but what it is told here.
 fn generic(kind: VirtioKind, number: usize) -> Value {
-    let (rings, config) = match kind {
+    let (rings, size, config) = match kind {
         // With the control ring, which is the hardware's as well.
-        VirtioKind::Network => (3, 24),
-        VirtioKind::Block => (1, 60),
+        VirtioKind::Network => (3, 64, 24),
+        VirtioKind::Block => (1, 64, 60),
+        VirtioKind::Entropy => (1, 8, 0),
     };
     json!({
         "driver": "vhost-user-test-device-pci",
         "chardev": format!("socket{number}"),
         "virtio-id": kind as u16,
         "num_vqs": rings,
+        "vq_size": size,
         "config_size": config,
     })
 }

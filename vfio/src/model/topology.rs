@@ -44,7 +44,7 @@ pub enum KernelVersion {
 ///
 /// [[function]]
 /// address = "0000:01:00.0"
-/// part = "edu"                            # or "igb", "e1000e", "i82559er", "nvme", "virtio-blk", "virtio-net"
+/// part = "edu"                            # or "igb", "e1000e", "i82559er", "nvme", "virtio-blk", "virtio-net", "virtio-rng"
 /// group = 5                               # no IOMMU
 /// driver = "vfio-pci"                     # none
 /// reset = "flr"                           # the part's own way; or "pm", "none"
@@ -135,6 +135,8 @@ pub enum Part {
     VirtioBlock,
     /// A modern virtio network device.
     VirtioNet,
+    /// A modern virtio entropy device.
+    VirtioEntropy,
 }
 
 /// A way to reset one function alone.
@@ -248,7 +250,9 @@ impl Part {
         match self {
             Self::Edu => FunctionReset::Missing,
             Self::E1000e | Self::I82559er => FunctionReset::PowerManagement,
-            Self::Igb | Self::Nvme | Self::VirtioBlock | Self::VirtioNet => FunctionReset::FunctionLevel,
+            Self::Igb | Self::Nvme | Self::VirtioBlock | Self::VirtioNet | Self::VirtioEntropy => {
+                FunctionReset::FunctionLevel
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use vfio::HotReset;
 
 use crate::answer::Answer;
 use crate::machine::{Function, Machine, ResetSet};
-use crate::part::{E1000E, EDU, I82559ER, IGB, NVME, VIRTIO_BLK, VIRTIO_NET};
+use crate::part::{E1000E, EDU, I82559ER, IGB, NVME, VIRTIO_BLK, VIRTIO_NET, VIRTIO_RNG};
 
 const DONE: Answer<HotReset> = Ok(HotReset::Done);
 
@@ -303,6 +303,18 @@ pub(crate) const MACHINES: &[Machine] = &[
                 set: &FOUR_GROUPS,
             },
         ],
+    },
+    Machine {
+        name: "virtio-rng",
+        functions: &[Function {
+            address: "0000:01:00.0",
+            part: &VIRTIO_RNG,
+            group: 5,
+            group_siblings: &[],
+            has_function_reset: true,
+            rows_alone: Ok("available: 0000:01:00.0 bound"),
+            set: &ALONE,
+        }],
     },
     Machine {
         name: "nvme",

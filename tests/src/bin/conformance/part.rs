@@ -185,3 +185,6 @@ pub(crate) const VIRTIO_NET: Part = Part {
     irqs: [LINE, NO_MESSAGE, (4, 1), EVENT, EVENT],
     ..VIRTIO_BLK
 };
+
+pub(crate) const VIRTIO_RNG: Part =
+    Part { device: 0x1044, class: 0x00_ff00, irqs: [LINE, NO_MESSAGE, (2, 1), EVENT, EVENT], ..VIRTIO_BLK };

@@ -90,6 +90,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             rings: only_a_virtio_function_is_served_over_vhost_user;
         },
         "virtio-pair" => trials_of_virtio(),
+        "virtio-rng" => trials_of_entropy(),
         "edu-igb" => trials! {
             reset: a_hot_reset_brings_registers_to_their_defaults, a_sibling_of_another_group_blocks_until_it_is_passed,
                 a_function_without_driver_blocks, function_reset_is_preferred,
@@ -166,6 +167,13 @@ fn trials_of_virtio() -> Vec<Trial> {
             a_second_frontend_is_turned_away, a_network_function_is_served_too,
             a_device_that_is_taken_away_leaves_nothing_of_its_frontend,
             a_change_of_the_configuration_is_told;
+    }
+}
+
+fn trials_of_entropy() -> Vec<Trial> {
+    trials! {
+        rings: random_bytes_come_by_a_ring_of_the_hardware,
+            what_the_hardware_offers_is_offered_but_for_what_is_the_servers, a_second_frontend_is_turned_away;
     }
 }
 

@@ -434,3 +434,25 @@ pub(crate) fn a_change_of_the_configuration_is_told() {
     assert!(disk.error.fires());
     assert_eq!(disk.frontend.status().unwrap() & NEEDS_RESET, NEEDS_RESET);
 }
+
+pub(crate) fn random_bytes_come_by_a_ring_of_the_hardware() {
+    let mut machine = Machine::new();
+    let mut entropy = machine.connect(ALL);
+    let memory = entropy.ring.memory();
+    let mut seen = vec![vec![0; 64]];
+    for _ in 0..3 {
+        // The device has no more room in its ring.
+        entropy.ring = DriverRing::new(memory, RING, 8);
+        entropy.start(0).unwrap();
+        for _ in 0..10 {
+            let place = RING + RING_SPACE;
+            entropy.ring.offer(&[(place, 64, true)]);
+            entropy.done();
+            let bytes = memory.read(place, 64);
+            assert!(!seen.contains(&bytes), "{bytes:?}");
+            seen.push(bytes);
+        }
+        entropy.stop();
+        entropy.frontend.reset_device().unwrap();
+    }
+}

@@ -71,6 +71,9 @@ fn trials_of(topology: &str, way: Way) -> Vec<Trial> {
             network: a_card_sends_also_after_a_reset_of_its_guest;
         },
         "virtio-pair" => trials_of_virtio(way),
+        "virtio-rng" => trials! { stage(&[FIRST]),
+            rings: random_bytes_come_by_qemus_device_for_any_kind, random_bytes_come_by_qemus_entropy_device;
+        },
         "gen4" => trials! { stage(&[FIRST]),
             resets: an_unconfirmed_link_is_told_and_the_device_works;
         },

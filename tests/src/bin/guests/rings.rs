@@ -129,3 +129,26 @@ pub(crate) fn a_device_of_any_kind_runs_its_rings(stage: &Stage) {
     expect_keeps(&mut guest, LITTLE, |_| {});
     expect_packets(&mut guest, 1);
 }
+
+pub(crate) fn random_bytes_come_by_qemus_device_for_any_kind(stage: &Stage) {
+    expect_random_bytes_also_after_a_reset(stage, Way::GenericRings);
+}
+
+pub(crate) fn random_bytes_come_by_qemus_entropy_device(stage: &Stage) {
+    expect_random_bytes_also_after_a_reset(stage, Way::Rings);
+}
+
+fn expect_random_bytes_also_after_a_reset(stage: &Stage, way: Way) {
+    stage.clear();
+    let passthrough = stage.passthrough(way);
+    let mut guest = Guest::boot(&passthrough);
+    expect_random_bytes(&mut guest);
+    guest.reset();
+    expect_random_bytes(&mut guest);
+}
+
+fn expect_random_bytes(guest: &mut Guest) {
+    assert_eq!(guest.run("cat /sys/class/misc/hw_random/rng_current"), "virtio_rng.0");
+    let mut draw = || guest.run("dd if=/dev/hwrng bs=64 count=64 iflag=fullblock | md5sum");
+    assert_ne!(draw(), draw());
+}

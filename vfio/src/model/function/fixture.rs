@@ -21,7 +21,7 @@ use crate::model::topology::{FunctionReset, KernelVersion, Part};
 use crate::region::Region;
 
 /// Every part, with its own way to be reset.
-pub(super) const PARTS: [(Part, FunctionReset); 7] = [
+pub(super) const PARTS: [(Part, FunctionReset); 8] = [
     (Part::Edu, FunctionReset::Missing),
     (Part::Igb, FunctionReset::FunctionLevel),
     (Part::E1000e, FunctionReset::PowerManagement),
@@ -29,6 +29,7 @@ pub(super) const PARTS: [(Part, FunctionReset); 7] = [
     (Part::Nvme, FunctionReset::FunctionLevel),
     (Part::VirtioBlock, FunctionReset::FunctionLevel),
     (Part::VirtioNet, FunctionReset::FunctionLevel),
+    (Part::VirtioEntropy, FunctionReset::FunctionLevel),
 ];
 
 pub(super) const CONFIG: u64 = 7;

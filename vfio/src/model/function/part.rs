@@ -95,6 +95,7 @@ impl Layout {
             Part::Nvme => nvme(),
             Part::VirtioBlock => virtio_block(),
             Part::VirtioNet => virtio_net(),
+            Part::VirtioEntropy => virtio_entropy(),
         };
         layout.offer(reset);
         if role == Role::Virtual && part == Part::Igb {
@@ -370,6 +371,17 @@ fn virtio_net() -> Layout {
         rom: Some(Rom { address: 0xfe40_0000, size: 0x4_0000 }),
         capabilities: virtio_capabilities(4),
         ..Layout::express(0x1af4, 0x1041, 0x02_0000, 1)
+    }
+}
+
+fn virtio_entropy() -> Layout {
+    Layout {
+        bars: vec![
+            Bar { index: 1, kind: BarKind::Memory32, address: 0xfe40_0000, size: 0x1000 },
+            Bar { index: 4, kind: BarKind::PrefetchableMemory64, address: 0xfe80_0000, size: 0x4000 },
+        ],
+        capabilities: virtio_capabilities(2),
+        ..Layout::express(0x1af4, 0x1044, 0x00_ff00, 1)
     }
 }
 

@@ -3,6 +3,7 @@
 //! A virtio device behind PCI (Virtio 1.3, 4.1), as QEMU lays it out, with what that does where the standard leaves it open.
 
 mod block;
+mod entropy;
 mod net;
 mod split_ring;
 #[cfg(test)]
@@ -60,6 +61,7 @@ const MOST_CHAINS: u32 = 1 << 16;
 enum Kind {
     Block(Block),
     Net,
+    Entropy,
 }
 
 #[derive(Debug)]
@@ -115,6 +117,11 @@ impl Virtio {
         Self::new(Kind::Net, 4, vec![Queue::new(256), Queue::new(256), Queue::new(64)])
     }
 
+    /// A source of random bytes.
+    pub(crate) fn entropy() -> Self {
+        Self::new(Kind::Entropy, 2, vec![Queue::new(8)])
+    }
+
     const fn new(kind: Kind, vectors: u16, queues: Vec<Queue>) -> Self {
         Self {
             kind,
@@ -156,6 +163,7 @@ impl Virtio {
             | match self.kind {
                 Kind::Block(_) => block::FEATURES,
                 Kind::Net => net::FEATURES,
+                Kind::Entropy => 0,
             }
     }
 
@@ -163,6 +171,7 @@ impl Virtio {
         match &self.kind {
             Kind::Block(block) => block.config(),
             Kind::Net => net::CONFIG.to_vec(),
+            Kind::Entropy => Vec::new(),
         }
     }
 
@@ -362,6 +371,7 @@ impl Virtio {
                     0
                 }
                 (Kind::Net, _) => net::command(memory, &chain)?,
+                (Kind::Entropy, _) => entropy::fill(memory, &chain)?,
             };
             ring.push(memory, &chain, written)?;
         }

@@ -130,6 +130,7 @@ impl<'de> Deserialize<'de> for Part {
             ("nvme", Self::Nvme),
             ("virtio-blk", Self::VirtioBlock),
             ("virtio-net", Self::VirtioNet),
+            ("virtio-rng", Self::VirtioEntropy),
         ];
         one_of(deserializer, &parts)
     }

@@ -45,7 +45,7 @@ fn every_example_loads_and_says_what_it_shows() {
 /// A function as the files of the test machine name it: address, device, IOMMU group.
 type Named = (PciAddress, &'static str, Option<u32>);
 
-const DEVICES: [&str; 10] = [
+const DEVICES: [&str; 11] = [
     "edu",
     "igb",
     "e1000e",
@@ -53,6 +53,7 @@ const DEVICES: [&str; 10] = [
     "nvme",
     "virtio-blk",
     "virtio-net",
+    "virtio-rng",
     "pci-bridge",
     "x3130-upstream",
     "xio3130-downstream",
@@ -75,6 +76,7 @@ fn device_name(part: Part) -> &'static str {
         Part::Nvme => "nvme",
         Part::VirtioBlock => "virtio-blk",
         Part::VirtioNet => "virtio-net",
+        Part::VirtioEntropy => "virtio-rng",
     }
 }
 

@@ -165,6 +165,7 @@ fn features_are_offered_in_halves() {
     };
     assert_eq!(features(Part::VirtioBlock), [0x3000_7e54, 0x103, 0]);
     assert_eq!(features(Part::VirtioNet), [0x30bf_8024, 0x103, 0]);
+    assert_eq!(features(Part::VirtioEntropy), [0x3000_0000, 0x103, 0]);
 }
 
 #[test]
@@ -395,4 +396,24 @@ fn commands_of_a_kind_that_exists_are_acknowledged() {
         control.offer(&mut device, 0);
         assert_eq!(device.get(BUFFERS + 0x100, 1), [acknowledgement]);
     }
+}
+
+#[test]
+fn a_buffer_is_filled_with_random_bytes() {
+    let (mut device, [mut queue], [eventfd]) = driven(Part::VirtioEntropy, 0);
+    let mut fetch = || {
+        Queue::describe(&device, queue.base(), &[(BUFFERS, 40, true), (BUFFERS + 0x1000, 24, true)]);
+        queue.offer(&mut device, 0);
+        assert_eq!((queue.take(&device), count(&eventfd)), (vec![(0, 64)], 1));
+        [device.get(BUFFERS, 40), device.get(BUFFERS + 0x1000, 24)]
+    };
+    let (first, second) = (fetch(), fetch());
+    assert!(first[0] != second[0] && first[1] != second[1], "{first:?} {second:?}");
+}
+
+#[test]
+fn an_entropy_device_has_one_ring_and_no_configuration() {
+    let mut device = open(Part::VirtioEntropy);
+    assert_eq!([0x12, 0x18].map(|register| device.half(BAR, register)), [1, 8]);
+    assert_eq!(device.word(BAR, 0x2000), u32::MAX);
 }
