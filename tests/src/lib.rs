@@ -8,6 +8,7 @@ pub mod driver_ring;
 pub mod edu;
 pub mod foreign_file;
 pub mod frontends;
+pub mod grown_disk;
 pub mod guest;
 pub mod guest_memory;
 pub mod host;

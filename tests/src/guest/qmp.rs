@@ -2,22 +2,24 @@
 
 //! QEMU's machine protocol: commands with their answers, and events (QEMU's docs/interop/qmp-spec.rst).
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
 
 use serde_json::{Value, json};
 
 /// A session with a QEMU.
 #[derive(Debug)]
 pub struct Qmp {
-    connection: BufReader<UnixStream>,
+    connection: BufReader<File>,
     /// Events that came before somebody waited for them.
     events: Vec<Value>,
 }
 
 impl Qmp {
-    /// Begins a session on a connection that QEMU has made.
-    pub fn begin(connection: UnixStream) -> Self {
+    /// Begins a session on a connection that QEMU has made, or on a port that leads to one.
+    pub fn begin(connection: impl Into<OwnedFd>) -> Self {
+        let connection = File::from(connection.into());
         let mut qmp = Self { connection: BufReader::new(connection), events: Vec::new() };
         let greeting = qmp.receive().expect("the greeting");
         assert!(greeting["QMP"].is_object(), "{greeting}");

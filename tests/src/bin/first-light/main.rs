@@ -148,7 +148,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
 }
 
 fn trials_of_virtio() -> Vec<Trial> {
-    trials! {
+    let mut trials = trials! {
         virtio: a_kick_makes_the_hardware_read_a_sector, what_was_offered_before_the_start_is_served_without_a_kick,
             a_paused_device_goes_on_with_its_rings,
             a_device_finishes_what_it_was_given_before_it_is_silent, a_silent_device_does_nothing_for_a_kick,
@@ -167,7 +167,12 @@ fn trials_of_virtio() -> Vec<Trial> {
             a_second_frontend_is_turned_away, a_network_function_is_served_too,
             a_device_that_is_taken_away_leaves_nothing_of_its_frontend,
             a_change_of_the_configuration_is_told;
+    };
+    // A modelled disk keeps its size.
+    if !Host::current().is_modelled() {
+        trials.extend(trials! { rings: a_disk_that_grows_is_told_and_has_more_sectors; });
     }
+    trials
 }
 
 fn trials_of_entropy() -> Vec<Trial> {

@@ -11,6 +11,7 @@ use protocol::vhost_user::{BackendRequest, Frontend, FrontendChannel, FrontendEr
 use rustix::io::Errno;
 use vhost_device_vfio_tests::driver_ring::{DriverRing, RING_SPACE, SECTOR};
 use vhost_device_vfio_tests::frontends::{Guest, Memory, Player, Ring, Script, StockVmm};
+use vhost_device_vfio_tests::grown_disk::GrownDisk;
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
 use vhost_device_vfio_tests::interrupt::Interrupt;
 use vhost_device_vfio_tests::server_process::{PATIENCE, wait_until};
@@ -420,7 +421,30 @@ pub(crate) fn a_device_that_is_taken_away_leaves_nothing_of_its_frontend() {
     assert!(disk.frontend.status().is_err());
 }
 
-/// What the guest is told when its disk has grown. The test makes the device say so by itself.
+/// The device that the test machine's QEMU emulates says so by itself.
+pub(crate) fn a_disk_that_grows_is_told_and_has_more_sectors() {
+    let mut machine = Machine::new();
+    let mut disk = machine.connect(ALL);
+    disk.start(0).unwrap();
+    let expect_told = |disk: &mut Disk<'_>, sectors: u64| {
+        let (request, _) = disk.channel.receive_within(PATIENCE).unwrap();
+        assert!(matches!(request, BackendRequest::ConfigChange));
+        let mut size = [0; 8];
+        disk.frontend.config(0, &mut size).unwrap();
+        assert_eq!(size, sectors.to_le_bytes());
+    };
+    let grown = GrownDisk::new("disk", 64 << 20, 96 << 20);
+    expect_told(&mut disk, 0x3_0000);
+    disk.ring.offer_write(0x2_ffff, &PATTERN);
+    assert_eq!(disk.done().0, 0);
+    disk.ring.offer_read(0x2_ffff);
+    assert_eq!(disk.done(), (0, PATTERN.to_vec()));
+    drop(grown);
+    expect_told(&mut disk, 0x2_0000);
+    disk.expect_works();
+}
+
+/// The same on any machine: a device that has to be reset says so in its configuration.
 pub(crate) fn a_change_of_the_configuration_is_told() {
     let mut machine = Machine::new();
     let mut disk = machine.connect(ALL);

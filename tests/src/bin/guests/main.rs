@@ -91,6 +91,7 @@ fn trials_of_virtio(way: Way) -> Vec<Trial> {
     let rings = trials! { Stage::new(Way::Rings, &[FIRST, SECOND], &[]),
         rings: a_guest_reads_back_what_hardware_rings_wrote, packets_arrive_by_hardware_rings,
             a_guest_sees_what_hardware_and_frontend_have_in_common,
+            a_guest_uses_the_room_that_its_disk_has_grown_by,
             hardware_rings_go_on_after_pauses, hardware_rings_work_after_every_reset_of_their_guest,
             hardware_rings_are_quiet_after_their_guest, each_processor_has_a_hardware_ring,
             the_firmware_boots_by_hardware_rings,

@@ -3,6 +3,7 @@
 //! Guests of QEMU's vhost-user devices, whose rings the hardware runs.
 
 use serde_json::json;
+use vhost_device_vfio_tests::grown_disk::GrownDisk;
 use vhost_device_vfio_tests::guest::{Guest, Passthrough, Settings, Way};
 use vhost_device_vfio_tests::launched_vm::LaunchedVm;
 use vhost_device_vfio_tests::server_process::wait_until;
@@ -74,6 +75,30 @@ pub(crate) fn a_guest_sees_what_hardware_and_frontend_have_in_common(stage: &Sta
         // VERSION_1 and flushing; that addresses are translated is no affair of the guest.
         assert!(has(32) && has(9) && !has(33), "{features}");
         assert_eq!(guest.run("cat /sys/block/vda/size"), "131072");
+    });
+}
+
+/// The disk grows in the QEMU that emulates this machine, and with it the hardware that runs the rings.
+pub(crate) fn a_guest_uses_the_room_that_its_disk_has_grown_by(stage: &Stage) {
+    stage.with_guest(|guest, _| {
+        let wait_for_size = |guest: &mut Guest, sectors: u32| {
+            guest.run(&format!(
+                "timeout 30 sh -c 'until grep -qx {sectors} /sys/block/vda/size; do sleep 0.1; done'"
+            ));
+        };
+        wait_for_size(guest, 0x2_0000);
+        let grown = GrownDisk::new("disk", 64 << 20, 96 << 20);
+        wait_for_size(guest, 0x3_0000);
+        guest.run("dd if=/dev/urandom of=data bs=4k count=256");
+        // Across the end that was, and up to the one that is.
+        for place in ["65532k", "97280k"] {
+            guest.run(&format!("dd if=data of={VIRTIO} bs=4k seek={place} oflag=direct,seek_bytes"));
+            guest.run(&format!(
+                "dd if={VIRTIO} bs=4k skip={place} count=256 iflag=direct,skip_bytes | cmp - data"
+            ));
+        }
+        drop(grown);
+        wait_for_size(guest, 0x2_0000);
     });
 }
 
