@@ -112,7 +112,7 @@ fn command(folder: &Path) -> Command {
     command
         .args(["-run-with", "exit-with-parent=on", "-nodefaults", "-no-user-config", "-display", "none"])
         // The host's own would show the guest a state of the processor that a nested one does not have.
-        .args(["-accel", "kvm", "-cpu", "qemu64", "-machine", "q35,memory-backend=memory"])
+        .args(["-accel", "kvm", "-cpu", "qemu64", "-machine", "q35,memory-backend=memory,hpet=off"])
         // The kernel knows hotplug only as PCI Express has it.
         .args(["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"])
         // A client of vfio-user waits 5 s for its memory to be pinned; on a busy machine it had better be there already.
