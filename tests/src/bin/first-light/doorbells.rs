@@ -99,6 +99,20 @@ pub(crate) fn who_does_not_want_doorbells_gets_none() {
     assert!(log.contains("level=warn event=doorbell-mmap") && !log.contains("event=device-exposed"), "{log}");
 }
 
+pub(crate) fn a_device_whose_doorbells_a_frontend_could_map_is_never_taken_for_clean() {
+    for (vmm, expected) in [(Vmm::start(), "result=was-clean"), (lending(), "result=reset")] {
+        let mut machine = Machine::with_vmm(vmm);
+        machine.connect(ALL).start(0).unwrap();
+        let is_back = |machine: &Machine| machine.vmm.server.log().contains("occasion=HandBack");
+        assert!(wait_until(|| is_back(&machine)));
+        // The server has reset it since it was touched, as far as it knows.
+        drop(machine.connect(ALL));
+        let log = machine.vmm.server.log();
+        let handed_out = log.lines().rfind(|line| line.contains("occasion=HandOut")).expect("a record");
+        assert!(handed_out.contains(expected), "{log}");
+    }
+}
+
 /// As are those of QEMU's devices without `page-per-vq`.
 pub(crate) fn doorbells_that_share_a_page_are_not_offered() {
     let mut vmm = lending();

@@ -169,6 +169,7 @@ fn trials_of_virtio() -> Vec<Trial> {
             a_change_of_the_configuration_is_told;
         doorbells: a_frontend_gets_the_doorbells_of_rings_that_run,
             a_frontend_that_cannot_map_a_doorbell_kicks, a_reset_by_somebody_else_takes_the_doorbells_away,
+            a_device_whose_doorbells_a_frontend_could_map_is_never_taken_for_clean,
             who_does_not_want_doorbells_gets_none, doorbells_that_share_a_page_are_not_offered;
     };
     // A modelled device does not see what is written to a mapped BAR.
