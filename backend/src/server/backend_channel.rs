@@ -73,7 +73,7 @@ impl Server {
     /// Gives a frontend the doorbells of its rings that have begun to run, and takes those of others away.
     pub(super) fn hand_out_doorbells(&mut self, token: Token, session: &mut VhostUserSession) {
         let Some(channel) = channel_of(&mut self.endpoints, token) else { return };
-        let needs_reply = session.agreed().contains(ProtocolFeatures::REPLY_ACK);
+        let has_replies = session.agreed().contains(ProtocolFeatures::REPLY_ACK);
         for (ring, page) in session.doorbell_changes() {
             let lent = page.map(|page| self.machine.lend_doorbell(session.cookie(), page)).transpose();
             let area = match &lent {
@@ -83,6 +83,8 @@ impl Server {
                     break;
                 }
             };
+            // QEMU refuses to forget what it has forgotten with the ring.
+            let needs_reply = has_replies && area.is_some();
             if channel.source.set_host_notifier(ring, area.as_ref(), needs_reply).is_err() {
                 // It does not read, and so its guest kicks as ever.
                 break;

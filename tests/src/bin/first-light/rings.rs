@@ -22,8 +22,8 @@ pub(crate) const MEMORY: u64 = 1 << 20;
 pub(crate) const RING: u64 = 0x1_0000;
 pub(crate) const VERSION_1: VirtioFeatures = VirtioFeatures(1 << 32 | 1 << 30);
 /// Where a frontend has the memory that does not name rings as the guest does.
-const USER: u64 = 0x7f00_0000_0000;
-const PATTERN: [u8; SECTOR] = [0x5a; SECTOR];
+pub(crate) const USER: u64 = 0x7f00_0000_0000;
+pub(crate) const PATTERN: [u8; SECTOR] = [0x5a; SECTOR];
 const READY: u8 = 0xf;
 const NEEDS_RESET: u64 = 0x40;
 
