@@ -15,6 +15,7 @@ use vfio::irq::{IrqData, IrqSet};
 use vfio::{Device, IrqAction, IrqIndex};
 
 use super::course::{Action, Wire};
+use super::doorbell::DoorbellPage;
 use super::eventfd::Eventfd;
 use super::features::RING_PACKED;
 use super::interrupts::{SharedVectors, Vectors};
@@ -96,6 +97,11 @@ impl Drive {
     /// Whether the device has its interrupts, and may access memory.
     pub const fn is_active(&self) -> bool {
         !self.armed.is_empty()
+    }
+
+    /// Where the doorbells of the rings are whose kicks are passed on.
+    pub fn doorbells(&self) -> BTreeMap<RingIndex, DoorbellPage> {
+        self.kicks.iter().map(|(ring, kick)| (*ring, kick.doorbell().page())).collect()
     }
 
     /// The device was reset by somebody: its rings are gone, and its interrupts down.

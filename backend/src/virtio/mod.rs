@@ -9,10 +9,11 @@
 //! | [`features`], [`rings`] | what is negotiated, and what a frontend says of its rings |
 //! | [`course`] | what follows from what the frontend says: a pure state machine |
 //! | [`drive`] | doing that to the device |
-//! | [`interrupts`], [`kick`], [`eventfd`] | from the device to the frontend, and from there to the device |
+//! | [`interrupts`], [`kick`], [`doorbell`], [`eventfd`] | from the device to the frontend, and from there to the device |
 
 pub mod capability;
 pub mod course;
+pub mod doorbell;
 pub mod drive;
 pub mod eventfd;
 pub mod features;
@@ -22,8 +23,9 @@ pub mod rings;
 pub mod transport;
 
 pub use self::course::{Action, Course, Wire};
+pub use self::doorbell::DoorbellPage;
 pub use self::drive::Drive;
 pub use self::eventfd::Eventfd;
 pub use self::kick::Relay;
 pub use self::rings::{Base, RingAreas, RingIndex};
-pub use self::transport::DeviceStatus;
+pub use self::transport::{DeviceStatus, VirtioFunction};

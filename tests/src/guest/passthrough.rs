@@ -163,7 +163,9 @@ impl Passthrough {
                     json!({ "driver": "virtio-net-pci", "netdev": format!("net{number}") })
                 }
                 VirtioKind::Block => {
-                    json!({ "driver": "vhost-user-blk-pci", "chardev": format!("socket{number}") })
+                    let chardev = format!("socket{number}");
+                    // With room for doorbells that the guest rings by itself, where the server gives any.
+                    json!({ "driver": "vhost-user-blk-pci", "chardev": chardev, "page-per-vq": true })
                 }
                 VirtioKind::Entropy => {
                     json!({ "driver": "vhost-user-rng-pci", "chardev": format!("socket{number}") })

@@ -32,12 +32,15 @@ enum Runner {
     InProcess,
     /// The device, which the server has.
     Hardware,
+    /// The same, and the guest rings the doorbell by itself.
+    Mapped,
     Software(Program),
 }
 
-const ALL: [Runner; 4] = [
+const ALL: [Runner; 5] = [
     Runner::InProcess,
     Runner::Hardware,
+    Runner::Mapped,
     Runner::Software(Program::BlockBackend),
     Runner::Software(Program::StorageDaemon),
 ];
@@ -64,6 +67,13 @@ impl Measured {
         self.spent += spent().saturating_sub(before);
     }
 
+    /// The same with the server, started with these arguments for `vfio-devctl run`.
+    fn add_of_server(&mut self, arguments: &[&str]) {
+        let passthrough = Passthrough::with_arguments(Way::Rings, &[FIRST], arguments);
+        let server = passthrough.servers().and_then(|servers| servers.processes().next());
+        self.add(&passthrough, server, || ());
+    }
+
     /// What the server takes for a read, all loads taken together.
     fn spent_on_read(&self) -> Duration {
         let rounds = u32::try_from(ROUNDS).expect("a few");
@@ -75,11 +85,8 @@ impl Runner {
     fn measure(self, measured: &mut Measured) {
         match self {
             Self::InProcess => measured.add(&Passthrough::new(Way::InProcess, &[FIRST]), None, || ()),
-            Self::Hardware => {
-                let passthrough = Passthrough::new(Way::Rings, &[FIRST]);
-                let server = passthrough.servers().and_then(|servers| servers.processes().next());
-                measured.add(&passthrough, server, || ());
-            }
+            Self::Hardware => measured.add_of_server(&[]),
+            Self::Mapped => measured.add_of_server(&["--server-argument=--doorbell=mmap"]),
             Self::Software(program) => {
                 let backend = SoftwareBackend::start(program, FIRST);
                 let passthrough = Passthrough::by_another(Way::Rings, FIRST, &backend.socket);
@@ -189,15 +196,20 @@ pub(crate) fn guest_rings() -> Vec<Comparison> {
             ALL[number].measure(&mut measured[number]);
         }
     }
-    let [in_process, hardware, software, daemon] = &measured;
+    let [in_process, hardware, mapped, software, daemon] = &measured;
     let mut comparisons = Vec::new();
     for (place, load) in LOADS.iter().enumerate() {
         let figure = |measured: &Measured| Figure::Time(median(measured.loads[place].clone()));
         // 0.9 of the speed, and ahead.
-        let others = [("in process", in_process, 1.11), ("software", software, 1.0), ("daemon", daemon, 1.0)];
-        for (way, other, goal) in others {
+        let contests = [
+            ("in process", hardware, in_process, 1.11),
+            ("mapped", mapped, in_process, 1.11),
+            ("software", hardware, software, 1.0),
+            ("daemon", hardware, daemon, 1.0),
+        ];
+        for (way, rings, other, goal) in contests {
             comparisons.push(Comparison {
-                figure: figure(hardware),
+                figure: figure(rings),
                 other_name: format!("{way}: {}", load.name).into(),
                 other: figure(other),
                 goal: Goal::Ratio(goal),

@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
 
 mod dma;
+mod doorbells;
 mod framing;
 mod handover;
 mod interrupts;
@@ -15,6 +16,7 @@ mod regions;
 mod removal;
 mod reset;
 mod rings;
+mod rust_vmm;
 mod servers;
 mod sharing;
 mod teardown;
@@ -167,10 +169,18 @@ fn trials_of_virtio() -> Vec<Trial> {
             a_second_frontend_is_turned_away, a_network_function_is_served_too,
             a_device_that_is_taken_away_leaves_nothing_of_its_frontend,
             a_change_of_the_configuration_is_told;
+        rust_vmm: the_frontend_of_the_vhost_crate_reads_back_what_it_wrote;
+        doorbells: a_frontend_gets_the_doorbells_of_rings_that_run,
+            a_frontend_that_cannot_map_a_doorbell_kicks, a_reset_by_somebody_else_takes_the_doorbells_away,
+            a_device_whose_doorbells_a_frontend_could_map_is_never_taken_for_clean,
+            who_does_not_want_doorbells_gets_none, doorbells_that_share_a_page_are_not_offered;
     };
-    // A modelled disk keeps its size.
+    // A modelled device does not see what is written to a mapped BAR, and a modelled disk keeps its size.
     if !Host::current().is_modelled() {
-        trials.extend(trials! { rings: a_disk_that_grows_is_told_and_has_more_sectors; });
+        trials.extend(trials! {
+            doorbells: a_guest_rings_the_hardware_by_itself;
+            rings: a_disk_that_grows_is_told_and_has_more_sectors;
+        });
     }
     trials
 }
