@@ -186,5 +186,10 @@ pub(crate) const VIRTIO_NET: Part = Part {
     ..VIRTIO_BLK
 };
 
-pub(crate) const VIRTIO_RNG: Part =
-    Part { device: 0x1044, class: 0x00_ff00, irqs: [LINE, NO_MESSAGE, (2, 1), EVENT, EVENT], ..VIRTIO_BLK };
+pub(crate) const VIRTIO_RNG: Part = Part {
+    device: 0x1044,
+    class: 0x00_ff00,
+    regions: [NONE, (MEMORY, 0x1000), NONE, NONE, (MEMORY, 0x4000), NONE, NONE, (ACCESSED, 0x1000), NONE],
+    irqs: [LINE, NO_MESSAGE, (2, 1), EVENT, EVENT],
+    ..VIRTIO_BLK
+};
