@@ -83,7 +83,8 @@ impl VhostUserSession {
     /// The device was taken.
     pub fn open(&mut self, drive: Box<Drive>) {
         let function = drive.function();
-        self.course = Some(Course::new(function.features(), function.largest_sizes().to_vec()));
+        let sizes = function.largest_sizes().to_vec();
+        self.course = Some(Course::new(function.features(), sizes, function.queue_pairs()));
         self.drive = Some(drive);
     }
 

@@ -12,15 +12,17 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use vfio::irq::{IrqData, IrqSet};
-use vfio::{Device, IrqAction, IrqIndex};
+use vfio::{Device, Iova, IrqAction, IrqIndex};
 
+use super::control_ring::ControlRing;
 use super::course::{Action, Wire};
 use super::eventfd::Eventfd;
 use super::features::RING_PACKED;
 use super::interrupts::{SharedVectors, Vectors};
 use super::kick::{Kick, Relay};
 use super::rings::{Placement, RingIndex};
-use super::transport::VirtioFunction;
+use super::transport::{NO_VECTOR, VirtioFunction};
+use crate::control_memory::ControlPage;
 use crate::failure::Failure;
 use crate::memory::MemoryView;
 
@@ -42,6 +44,9 @@ pub struct Drive {
     /// What the device was given since its last reset.
     rings: BTreeMap<RingIndex, Placement>,
     is_packed: bool,
+    /// For a control ring that is driven here, and where the device sees it.
+    control_page: Option<(ControlPage, Iova)>,
+    control_ring: Option<ControlRing>,
     /// Where the rings are.
     memory: MemoryView,
     shared: SharedVectors,
@@ -73,6 +78,8 @@ impl Drive {
             kicks: BTreeMap::new(),
             rings: BTreeMap::new(),
             is_packed: false,
+            control_page: None,
+            control_ring: None,
             memory: MemoryView::default(),
             shared: SharedVectors::default(),
         })
@@ -93,6 +100,17 @@ impl Drive {
         self.memory = memory;
     }
 
+    /// The device reaches this page for its control ring, there; or reaches it no more.
+    pub fn set_control_page(&mut self, page: Option<(ControlPage, Iova)>) {
+        self.control_ring = None;
+        self.control_page = page;
+    }
+
+    /// Whether there is a page for the control ring.
+    pub const fn has_control_page(&self) -> bool {
+        self.control_page.is_some()
+    }
+
     /// Whether the device has its interrupts, and may access memory.
     pub const fn is_active(&self) -> bool {
         !self.armed.is_empty()
@@ -102,6 +120,7 @@ impl Drive {
     pub fn forget(&mut self) {
         self.kicks.clear();
         self.rings.clear();
+        self.control_ring = None;
         self.armed.clear();
         self.shared = SharedVectors::default();
     }
@@ -124,6 +143,7 @@ impl Drive {
             Action::Reset => {
                 self.silence()?;
                 self.rings.clear();
+                self.control_ring = None;
                 self.function.reset()
             }
             Action::Negotiate(features) => {
@@ -139,12 +159,15 @@ impl Drive {
                 self.rings.remove(&ring);
                 self.function.reset_ring(ring)
             }
-            Action::Verify(rings) => rings.into_iter().try_for_each(|(ring, placement)| {
-                match self.function.holds(ring, &placement)? {
-                    None => Ok(()),
-                    Some(_) => Err(Failure::virtio_was_reset(self.function.address())),
-                }
-            }),
+            Action::Verify(rings) => {
+                let control = self.control_ring.as_ref().map(|ring| (ring.index(), *ring.placement()));
+                rings.into_iter().chain(control).try_for_each(|(ring, placement)| {
+                    match self.function.holds(ring, &placement)? {
+                        None => Ok(()),
+                        Some(_) => Err(Failure::virtio_was_reset(self.function.address())),
+                    }
+                })
+            }
             Action::Start(wires) => {
                 self.arm_calls(&wires)?;
                 self.function.set_config_vector(self.vectors.config())?;
@@ -157,12 +180,28 @@ impl Drive {
                 self.listen(wires)
             }
             Action::Notify(ring) => self.function.doorbell(ring)?.ring().map_err(Failure::device_call),
+            Action::SetUpControl(ring) => self.set_up_control(ring),
+            Action::UsePairs(pairs) => match &mut self.control_ring {
+                Some(ring) => ring.set_queue_pairs(&self.function, pairs),
+                None => Err(Failure::control_memory("the ring was not set up")),
+            },
             Action::Interrupt => self.interrupt(),
             Action::Silence => {
                 self.drain()?;
                 self.silence()
             }
         }
+    }
+
+    /// Without a vector: whoever gives a command looks for its answer.
+    fn set_up_control(&mut self, ring: RingIndex) -> Result<(), Failure> {
+        let no_page = || Failure::control_memory("none is mapped");
+        let (page, address) = self.control_page.clone().ok_or_else(no_page)?;
+        let largest = self.function.largest_size(ring);
+        let control = ControlRing::new(ring, largest, self.is_packed, page, address)?;
+        self.function.set_up(ring, control.placement(), NO_VECTOR)?;
+        self.control_ring = Some(control);
+        Ok(())
     }
 
     /// All of a ring has to be in memory: an access beside it would be lost, and the device with it.

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 
 use crate::patience::PATIENCE;
+use vhost_device_vfio::control_memory::ControlMemory;
 use vhost_device_vfio::face::socket::FaceSocket;
 use vhost_device_vfio::machine::Machine as ServedMachine;
 use vhost_device_vfio::policy::Policies;
@@ -32,8 +33,9 @@ impl Server {
     /// Starts it. With `is_inherited` it gets a client at birth, with which it ends.
     pub(super) fn start(machine: &Machine, is_inherited: bool) -> (Self, Option<UnixStream>) {
         let host = machine.machine.host();
+        let control_memory = ControlMemory::new().expect("memory for control rings");
         let mut server = vhost_device_vfio::server::Server::new(
-            ServedMachine::new(host.sysfs(), Policies::default()),
+            ServedMachine::new(host.sysfs(), Policies::default(), control_memory),
             None,
         )
         .expect("the server starts");
