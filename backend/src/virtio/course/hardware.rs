@@ -124,8 +124,8 @@ impl Course {
         let notified: Vec<_> = served.map(|ring| Action::Notify(*ring)).collect();
         driven.rings.extend(late);
         actions.push(Action::Wire(self.wires(&driven)));
-        actions.extend(notified);
         actions.extend(self.change_pairs(&mut driven));
+        actions.extend(notified);
         self.hardware = Hardware::Running(driven);
         Ok(actions)
     }
@@ -136,8 +136,8 @@ impl Course {
         let notified: Vec<_> =
             wires.iter().filter(|wire| wire.kick.is_some()).map(|wire| wire.ring).collect();
         actions.push(Action::Start(wires));
-        actions.extend(notified.into_iter().map(Action::Notify));
         actions.extend(self.change_pairs(&mut driven));
+        actions.extend(notified.into_iter().map(Action::Notify));
         self.hardware = Hardware::Running(driven);
         self.fault = None;
     }
@@ -175,8 +175,8 @@ impl Course {
         let mut driven = driven.clone();
         let mut actions = vec![Action::Wire(self.wires(&driven))];
         let notified = notified.filter(|index| self.rings.get(index).is_some_and(Ring::is_served));
-        actions.extend(notified.map(Action::Notify));
         actions.extend(self.change_pairs(&mut driven));
+        actions.extend(notified.map(Action::Notify));
         self.hardware = Hardware::Running(driven);
         actions
     }

@@ -94,7 +94,8 @@ impl Layout {
             Part::I82559er => i82559er(),
             Part::Nvme => nvme(),
             Part::VirtioBlock => virtio_block(),
-            Part::VirtioNet => virtio_net(),
+            Part::VirtioNet => virtio_net(4),
+            Part::VirtioQueues(_) => virtio_net(6),
         };
         layout.offer(reset);
         if role == Role::Virtual && part == Part::Igb {
@@ -361,14 +362,14 @@ fn virtio_block() -> Layout {
     }
 }
 
-fn virtio_net() -> Layout {
+fn virtio_net(vectors: u16) -> Layout {
     Layout {
         bars: vec![
             Bar { index: 1, kind: BarKind::Memory32, address: 0xfe44_1000, size: 0x1000 },
             Bar { index: 4, kind: BarKind::PrefetchableMemory64, address: 0xfe80_4000, size: 0x4000 },
         ],
         rom: Some(Rom { address: 0xfe40_0000, size: 0x4_0000 }),
-        capabilities: virtio_capabilities(4),
+        capabilities: virtio_capabilities(vectors),
         ..Layout::express(0x1af4, 0x1041, 0x02_0000, 1)
     }
 }
