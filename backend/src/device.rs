@@ -3,12 +3,18 @@
 //! A device as the server holds it: bound, attached, with what its frontend armed.
 
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use protocol::extension::Cookie;
+use rustix::io::Errno;
 use vfio::config_space::command;
 use vfio::irq::{IrqData, IrqSet};
-use vfio::{CallError, ConfigSpace, Device, Function, IrqAction, IrqIndex, Msix, PciAddress, RegionIndex};
+use vfio::{
+    CallError, ConfigSpace, Device, Function, IrqAction, IrqIndex, Msix, Object, PciAddress, RegionIndex,
+};
 
+use crate::failure::Failure;
 use crate::interrupts::{Interrupts, IrqChange};
 use crate::notice::Notice;
 use crate::owner::Owner;
@@ -172,6 +178,24 @@ impl HeldDevice {
         let Some(info) = self.device.region(region).filter(|_| region.is_bar()) else { return Vec::new() };
         let taken: Vec<_> = self.msix.iter().flat_map(|msix| msix.ranges_in(region)).collect();
         info.mappable_areas(rustix::param::page_size() as u64, &taken)
+    }
+
+    /// A copy of the device's file, for a client that maps something of it. Who has that can do more than we are told of.
+    ///
+    /// # Errors
+    ///
+    /// There is no room for one.
+    pub fn expose(&mut self, cookie: Cookie) -> Result<OwnedFd, Failure> {
+        let file = self.device.file().try_clone_to_owned().map_err(|error| {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::MFILE);
+            let object = Object::Device(self.device.address());
+            Failure::device_call(CallError { call: "F_DUPFD_CLOEXEC", object, errno })
+        })?;
+        if !self.is_exposed {
+            self.is_exposed = true;
+            log::warn!("event=device-exposed device={} cookie={:#x}", self.function.address, cookie.0);
+        }
+        Ok(file)
     }
 
     /// What it takes to stop the device and to put it in order, from any thread.

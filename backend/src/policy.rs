@@ -16,6 +16,17 @@ pub enum BarAccess {
     Map,
 }
 
+/// How a doorbell rings for a ring whose guest is behind a vhost-user frontend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DoorbellAccess {
+    /// By an eventfd: nobody but the server holds the device.
+    #[default]
+    Eventfd,
+    /// The guest writes to it, in a page that the frontend maps. For that it gets the device's file, as with
+    /// [`BarAccess::Map`].
+    Map,
+}
+
 /// What holds where a client does not say otherwise, or cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policies {
@@ -27,6 +38,8 @@ pub struct Policies {
     pub requires_reset: bool,
     /// How clients reach BARs.
     pub bar_access: BarAccess,
+    /// How doorbells ring.
+    pub doorbells: DoorbellAccess,
 }
 
 impl Default for Policies {
@@ -36,6 +49,7 @@ impl Default for Policies {
             sanitizing: Sanitizing::BestEffort,
             requires_reset: false,
             bar_access: BarAccess::Trap,
+            doorbells: DoorbellAccess::Eventfd,
         }
     }
 }

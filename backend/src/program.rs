@@ -72,6 +72,10 @@ struct Arguments {
     /// descriptor, and with that all power over the device.
     #[arg(long, value_enum, default_value = "trap")]
     bar_access: BarAccess,
+    /// How the doorbells of a vhost-user frontend's rings ring: by eventfds, or by the guest itself where the frontend can map them.
+    /// To map them it gets the device's descriptor, and with that all power over the device.
+    #[arg(long, value_enum, default_value = "eventfd")]
+    doorbell: Doorbell,
     /// What the server gives up before it reads anything from a client.
     #[arg(long, value_enum, default_value = "full")]
     sandbox: Sandbox,
@@ -129,6 +133,14 @@ enum BarAccess {
     Trap,
     /// The client gets the descriptor: it can reset the device, hot reset what belongs to its iommufd, attach it anew and change
     /// its interrupts, all without the server.
+    Mmap,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Doorbell {
+    /// A kick is an eventfd, with which the kernel rings, and no client gets a device's descriptor.
+    Eventfd,
+    /// The frontend gets the descriptor, with what `--bar-access mmap` gives away as well.
     Mmap,
 }
 
@@ -233,6 +245,26 @@ impl Arguments {
                 BarAccess::Trap => policy::BarAccess::Trap,
                 BarAccess::Mmap => policy::BarAccess::Map,
             },
+            doorbells: match self.doorbell {
+                Doorbell::Eventfd => policy::DoorbellAccess::Eventfd,
+                Doorbell::Mmap => policy::DoorbellAccess::Map,
+            },
+        }
+    }
+
+    /// Who holds the descriptor of a device needs no server.
+    fn warn_of_mappings(&self) {
+        let power =
+            "its device's descriptor, and with it reset, hot reset, interrupts and attachment of the device";
+        if let BarAccess::Mmap = self.bar_access {
+            log::warn!(
+                "event=bar-access-mmap reason=\"asked for by --bar-access mmap: a vfio-user client gets {power}\""
+            );
+        }
+        if let Doorbell::Mmap = self.doorbell {
+            log::warn!(
+                "event=doorbell-mmap reason=\"asked for by --doorbell mmap: a vhost-user frontend gets {power}\""
+            );
         }
     }
 }
@@ -298,12 +330,7 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let mut server =
         Server::new(Machine::new(sysfs, arguments.policies(), control_memory), filters.as_ref())?;
     server.end_on(signal)?;
-    if let BarAccess::Mmap = arguments.bar_access {
-        log::warn!(
-            "event=bar-access-mmap reason=\"asked for by --bar-access mmap: a vfio-user client gets its device's descriptor, and with it \
-             reset, hot reset, interrupts and attachment of the device\""
-        );
-    }
+    arguments.warn_of_mappings();
     server.admit_only(&arguments.allow_uid);
     if let Some(iommufd) = iommufd {
         server.machine().set_iommufd(Owner::Process, iommufd, IoasChoice::Allocate)?;

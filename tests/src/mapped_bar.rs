@@ -24,7 +24,16 @@ impl MappedBar {
     /// That of the kernel, or of its model.
     pub fn new(region: &RegionDescription, offset: u64, length: usize) -> Result<Self, Errno> {
         let device = region.file.as_ref().expect("a descriptor came with the region");
-        let (file, position) = file_behind(device, region.info.offset + offset, length)?;
+        Self::of_device(device, region.info.offset + offset, length)
+    }
+
+    /// Maps `length` bytes at this position of a device's file.
+    ///
+    /// # Errors
+    ///
+    /// That of the kernel, or of its model.
+    pub fn of_device(device: &OwnedFd, position: u64, length: usize) -> Result<Self, Errno> {
+        let (file, position) = file_behind(device, position, length)?;
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
         // SAFETY: the kernel chooses where, so that nothing else is mapped over.
         let start = unsafe { mmap(std::ptr::null_mut(), length, protection, flags, file, position)? };
@@ -36,6 +45,15 @@ impl MappedBar {
         assert!(offset.is_multiple_of(4) && offset + 4 <= self.length, "{offset:#x} is outside");
         // SAFETY: it is in the mapping, aligned, and no Rust reference leads there.
         unsafe { self.start.add(offset).cast::<u32>().read_volatile() }
+    }
+}
+
+impl MappedBar {
+    /// Writes 2 bytes. The device must decode its memory, or this process gets SIGBUS.
+    pub fn write_half(&self, offset: usize, value: u16) {
+        assert!(offset.is_multiple_of(2) && offset + 2 <= self.length, "{offset:#x} is outside");
+        // SAFETY: it is in the mapping, aligned, and no Rust reference leads there.
+        unsafe { self.start.add(offset).cast::<u16>().write_volatile(value) }
     }
 }
 

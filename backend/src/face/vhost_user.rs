@@ -2,7 +2,7 @@
 
 //! The vhost-user face: the rings of one virtio device, as a VMM's vhost-user frontend has the hardware run them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
 use protocol::extension::Cookie;
@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::memory::view::MAX_REGIONS;
 use crate::memory::{FrontendTable, GuestAddress, GuestRange, TableChange};
 use crate::virtio::features::PROTOCOL_FEATURES;
-use crate::virtio::{Action, Base, Course, DeviceStatus, Drive, Eventfd, RingAreas};
+use crate::virtio::{Action, Base, Course, DeviceStatus, DoorbellPage, Drive, Eventfd, RingAreas, RingIndex};
 
 /// What a request leads to.
 #[derive(Debug)]
@@ -43,14 +43,16 @@ pub struct VhostUserSession {
     drive: Option<Box<Drive>>,
     /// What the frontend is told of errors with, ring by ring.
     errors: BTreeMap<u8, Eventfd>,
+    /// Whether the guest may ring doorbells by itself.
+    may_map_doorbells: bool,
+    /// The rings whose doorbells the frontend has.
+    doorbells: BTreeSet<u8>,
 }
 
 impl VhostUserSession {
-    /// What the face offers.
-    const OFFERED: ProtocolFeatures = ProtocolFeatures(
-        ProtocolFeatures::OF_DEVICES.0
-            & !(ProtocolFeatures::HOST_NOTIFIER.0 | ProtocolFeatures::BACKEND_SEND_FD.0),
-    );
+    /// What it takes to give a frontend a doorbell.
+    const DOORBELLS: ProtocolFeatures =
+        ProtocolFeatures(ProtocolFeatures::HOST_NOTIFIER.0 | ProtocolFeatures::BACKEND_SEND_FD.0);
 
     /// A frontend that has just connected.
     pub fn new(cookie: Cookie) -> Self {
@@ -62,6 +64,8 @@ impl VhostUserSession {
             course: None,
             drive: None,
             errors: BTreeMap::new(),
+            may_map_doorbells: false,
+            doorbells: BTreeSet::new(),
         }
     }
 
@@ -81,7 +85,8 @@ impl VhostUserSession {
     }
 
     /// The device was taken.
-    pub fn open(&mut self, drive: Box<Drive>) {
+    pub fn open(&mut self, drive: Box<Drive>, may_map_doorbells: bool) {
+        self.may_map_doorbells = may_map_doorbells;
         let function = drive.function();
         let sizes = function.largest_sizes().to_vec();
         self.course = Some(Course::new(function.features(), sizes, function.queue_pairs()));
@@ -128,6 +133,31 @@ impl VhostUserSession {
         if let Some(drive) = &mut self.drive {
             drive.forget();
         }
+    }
+
+    /// What is to become of doorbells: those of rings that have begun to run are given to the frontend, the others taken away. Not
+    /// while the device is lent.
+    pub fn doorbell_changes(&self) -> Vec<(u8, Option<DoorbellPage>)> {
+        let Some(drive) = self.drive.as_ref().filter(|_| self.agreed.contains(Self::DOORBELLS)) else {
+            return Vec::new();
+        };
+        let wanted = drive.doorbells();
+        let wanted: BTreeMap<_, _> = wanted
+            .into_iter()
+            .filter_map(|(RingIndex(ring), page)| Some((u8::try_from(ring).ok()?, page)))
+            .collect();
+        let taken = self.doorbells.iter().filter(|ring| !wanted.contains_key(ring)).map(|ring| (*ring, None));
+        let given = wanted.iter().filter(|(ring, _)| !self.doorbells.contains(ring));
+        taken.chain(given.map(|(ring, page)| (*ring, Some(*page)))).collect()
+    }
+
+    /// The frontend was told that it has a doorbell, or has it no more.
+    pub fn note_doorbell(&mut self, ring: u8, is_given: bool) {
+        if is_given {
+            self.doorbells.insert(ring)
+        } else {
+            self.doorbells.remove(&ring)
+        };
     }
 
     /// Whether a request may be one for a job: then it has to wait for the one in flight.
@@ -182,7 +212,7 @@ impl VhostUserSession {
                 let actions = course.disable_all();
                 return Ok(self.step(actions, DeviceReply::Done));
             }
-            DeviceRequest::GetProtocolFeatures => DeviceReply::ProtocolFeatures(Self::OFFERED),
+            DeviceRequest::GetProtocolFeatures => DeviceReply::ProtocolFeatures(self.offered()),
             DeviceRequest::SetProtocolFeatures(features) => return self.agree(features),
             DeviceRequest::GetQueueNumber => DeviceReply::QueueNumber(course.ring_count().into()),
             DeviceRequest::GetMaxMemorySlots => {
@@ -190,7 +220,10 @@ impl VhostUserSession {
             }
             DeviceRequest::GetConfig(access) => read_config(drive, access)?,
             DeviceRequest::SetConfig { access, data } => write_config(drive, access, &data)?,
-            DeviceRequest::SetBackendChannel(socket) => return Ok(Step::Channel(socket)),
+            DeviceRequest::SetBackendChannel(socket) => {
+                self.doorbells.clear();
+                return Ok(Step::Channel(socket));
+            }
             DeviceRequest::ResetDevice => {
                 let actions = course.reset();
                 return Ok(self.step(actions, DeviceReply::Done));
@@ -250,8 +283,14 @@ impl VhostUserSession {
         actions.map(|actions| self.step(actions, reply))
     }
 
+    /// What the face offers.
+    const fn offered(&self) -> ProtocolFeatures {
+        let withheld = if self.may_map_doorbells { 0 } else { Self::DOORBELLS.0 };
+        ProtocolFeatures(ProtocolFeatures::OF_DEVICES.0 & !withheld)
+    }
+
     fn agree(&mut self, features: ProtocolFeatures) -> Result<Step, Failure> {
-        let others = features.0 & !Self::OFFERED.0;
+        let others = features.0 & !self.offered().0;
         if others != 0 {
             return Err(Failure::feature_not_offered(others));
         }
@@ -274,7 +313,7 @@ impl VhostUserSession {
         else {
             let nowhere = addresses.into_iter().zip(places).find(|(_, place)| place.is_none());
             let address = nowhere.map_or_else(u64::default, |(address, _)| address);
-            let failure = Failure::ring_outside_memory(crate::virtio::RingIndex(queue.into()), address);
+            let failure = Failure::ring_outside_memory(RingIndex(queue.into()), address);
             course.refuse(queue.into(), failure.clone());
             return Err(failure);
         };

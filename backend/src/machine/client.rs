@@ -7,18 +7,18 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use protocol::extension::Cookie;
-use rustix::io::Errno;
-use vfio::{CallError, Object, RegionIndex};
+use protocol::vhost_user::NotifierArea;
+use vfio::RegionIndex;
 
 use super::Machine;
 use crate::device::DataFace;
 use crate::failure::Failure;
 use crate::interrupts::IrqChange;
 use crate::job::Job;
-use crate::policy::BarAccess;
+use crate::policy::{BarAccess, DoorbellAccess};
 use crate::reset::engine::{Event, Vm, touch};
 use crate::virtio::capability::Structures;
-use crate::virtio::{Action, Drive, Relay};
+use crate::virtio::{Action, DoorbellPage, Drive, Relay, VirtioFunction};
 
 /// What a client needs to map a BAR.
 #[derive(Debug)]
@@ -133,16 +133,41 @@ impl Machine {
         if areas.is_empty() {
             return Ok(None);
         }
-        let file = device.device.file().try_clone_to_owned().map_err(|error| {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::MFILE);
-            let object = Object::Device(device.device.address());
-            Failure::device_call(CallError { call: "F_DUPFD_CLOEXEC", object, errno })
-        })?;
-        if !device.is_exposed {
-            device.is_exposed = true;
-            log::warn!("event=device-exposed device={} cookie={:#x}", device.function.address, cookie.0);
-        }
+        let file = device.expose(cookie)?;
         Ok(Some(Exposed { areas, file }))
+    }
+
+    /// Whether the frontend of a device may map its doorbells: the server was told to let it, and they are where that can be done.
+    pub fn may_map_doorbells(&self, cookie: Cookie, function: &VirtioFunction) -> bool {
+        if self.policies.doorbells == DoorbellAccess::Eventfd {
+            return false;
+        }
+        let is_possible = function.mappable_doorbells().is_some_and(|(region, doorbells)| {
+            let areas =
+                self.devices.get(&cookie).map(|device| device.mappable_areas(region)).unwrap_or_default();
+            areas.iter().any(|area| area.start <= doorbells.start && doorbells.end <= area.end)
+        });
+        if !is_possible {
+            log::warn!("event=doorbells-not-mappable device={} cookie={:#x}", function.address(), cookie.0);
+        }
+        is_possible
+    }
+
+    /// What a frontend needs to map a doorbell, which [it may](Self::may_map_doorbells).
+    ///
+    /// # Errors
+    ///
+    /// There is no such device, or no room for a copy of its descriptor.
+    pub fn lend_doorbell(
+        &mut self,
+        cookie: Cookie,
+        page: DoorbellPage,
+    ) -> Result<NotifierArea<OwnedFd>, Failure> {
+        let DoorbellPage { region, offset, size } = page;
+        let device = self.device_mut(cookie)?;
+        let file = device.expose(cookie)?;
+        let start = device.device.region(region).map_or(0, |region| region.offset);
+        Ok(NotifierArea { file, size, offset: start.saturating_add(offset) })
     }
 
     /// The job is done with its devices.

@@ -2,6 +2,7 @@
 
 //! The loop: one thread that waits for messages and finished jobs, and hands each to the face it belongs to.
 
+mod backend_channel;
 mod channel;
 mod control;
 mod faces;

@@ -2,24 +2,21 @@
 
 //! The loop's part of the vhost-user face: receive a request, hand it to the session, send the reply.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use protocol::extension::{Cookie, Failure as Sentences};
-use protocol::vhost_user::{BackendChannel, ChannelError, DeviceReply, DeviceRequest};
+use protocol::vhost_user::{DeviceReply, DeviceRequest};
 use protocol::{Frame, ReceiveError, VhostUserHeader};
 
-use super::poller::{Interest, Token, Watched};
+use super::poller::Token;
 use super::work::Asker;
 use super::{Endpoint, Server, VhostUserPeer};
 use crate::address_space::ViewChange;
-use crate::face::socket::FaceSocket;
 use crate::face::vhost_user::{Step, VhostUserSession};
 use crate::failure::Failure;
 use crate::machine::Answer;
 use crate::memory::{Mapping, TableChange};
 use crate::reset::engine::Access;
-use crate::virtio::Eventfd;
 
 impl Server {
     /// Something has come, or there is room to send.
@@ -115,6 +112,7 @@ impl Server {
             Ok(Step::Memory(changes)) => self.change_memory(token, peer, header, changes),
             Ok(Step::Channel(socket)) => {
                 let outcome = self.open_backend_channel(token, socket);
+                self.hand_out_doorbells(token, &mut peer.session);
                 self.reply_vhost_user(token, peer, header, outcome.map(|()| DeviceReply::Done));
             }
             Err(failure) => self.reply_vhost_user(token, peer, header, Err(failure)),
@@ -158,7 +156,8 @@ impl Server {
             }
         };
         let config_change = drive.config_change().clone();
-        peer.session.open(drive);
+        let may_map_doorbells = self.machine.may_map_doorbells(peer.session.cookie(), drive.function());
+        peer.session.open(drive, may_map_doorbells);
         if let Err(error) = self.watch(config_change, |eventfd| Endpoint::ConfigChange(token, eventfd)) {
             log::error!("event=watch-failed connection={} reason=\"{error}\"", token.0);
         }
@@ -179,6 +178,7 @@ impl Server {
             Answer::Driven(drive, outcome) => peer.session.take_back(drive, outcome),
             _ => Ok(()),
         });
+        self.hand_out_doorbells(token, &mut peer.session);
         self.reply_vhost_user(token, peer, header, outcome.map(|()| reply));
     }
 
@@ -203,14 +203,17 @@ impl Server {
     pub(super) fn lose_rings(&mut self, cookie: Cookie) {
         let Ok(device) = self.machine.device(cookie) else { return };
         let failure = Failure::virtio_was_reset(device.function.address);
-        for endpoint in self.endpoints.values_mut() {
-            if let Endpoint::VhostUser(peer) = endpoint
-                && peer.session.cookie() == cookie
-            {
-                log::warn!("event=rings-lost cookie={:#x} reason=\"{failure}\"", cookie.0);
-                peer.session.forget_rings(failure.clone());
-            }
-        }
+        let is_its = |endpoint: &Endpoint| matches!(endpoint, Endpoint::VhostUser(peer) if peer.session.cookie() == cookie);
+        let token = self.endpoints.iter().find(|(_, endpoint)| is_its(endpoint)).map(|(token, _)| *token);
+        let Some((token, Endpoint::VhostUser(mut peer))) =
+            token.and_then(|token| self.endpoints.remove_entry(&token))
+        else {
+            return;
+        };
+        log::warn!("event=rings-lost cookie={:#x} reason=\"{failure}\"", cookie.0);
+        peer.session.forget_rings(failure);
+        self.hand_out_doorbells(token, &mut peer.session);
+        self.endpoints.insert(token, Endpoint::VhostUser(peer));
     }
 
     /// Answers a request, if it is to be answered. A frontend that cannot be told that its memory is not as it thinks is parted
@@ -274,59 +277,5 @@ impl Server {
             _ => true,
         });
         self.leave(token, cookie);
-    }
-
-    /// A frontend's socket for requests to it replaces the one before.
-    fn open_backend_channel(&mut self, token: Token, socket: OwnedFd) -> Result<(), Failure> {
-        let FaceSocket::Connected(stream) = FaceSocket::from_fd(socket)? else {
-            return Err(Failure::not_a_unix_stream());
-        };
-        self.endpoints
-            .retain(|_, endpoint| !matches!(endpoint, Endpoint::Backend(owner, _) if *owner == token));
-        let channel = BackendChannel::new(stream);
-        self.watch(channel, |channel| Endpoint::Backend(token, channel))
-            .map_err(|error| Failure::face_not_set_up(&error))
-    }
-
-    /// There is something to receive from a frontend's channel, or room to send.
-    pub(super) fn backend_ready(&mut self, token: Token, owner: Token, mut channel: Watched<BackendChannel>) {
-        let flushed = channel.source.flush().map_err(|_| ChannelError::Receive(ReceiveError::Closed));
-        match flushed.and_then(|()| channel.source.receive()) {
-            Ok(_) => self.keep_backend(token, owner, channel),
-            Err(error) => {
-                log::info!("event=backend-channel-closed connection={} reason=\"{error}\"", owner.0);
-            }
-        }
-    }
-
-    fn keep_backend(&mut self, token: Token, owner: Token, mut channel: Watched<BackendChannel>) {
-        let interest = if channel.source.has_unsent() { Interest::Write } else { Interest::Read };
-        if channel.watch_for(interest).is_ok() {
-            self.endpoints.insert(token, Endpoint::Backend(owner, channel));
-        }
-    }
-
-    /// A device says that its configuration has changed, or that it has stopped.
-    pub(super) fn config_changed(&mut self, token: Token, owner: Token, eventfd: Watched<Eventfd>) {
-        // Whatever it counts is one thing to tell.
-        let _ = rustix::io::read(&eventfd.source, &mut [0; 8]);
-        self.endpoints.insert(token, Endpoint::ConfigChange(owner, eventfd));
-        if let Some(Endpoint::VhostUser(peer)) = self.endpoints.get_mut(&owner)
-            && let Some(failure) = peer.session.stopped_by_itself()
-        {
-            log::error!("event=rings-lost connection={} reason=\"{failure}\"", owner.0);
-            peer.session.lose(failure);
-        }
-        for endpoint in self.endpoints.values_mut() {
-            if let Endpoint::Backend(channel_owner, channel) = endpoint
-                && *channel_owner == owner
-            {
-                // A frontend that does not read has been told often enough.
-                let _ = channel.source.config_changed();
-                if channel.source.has_unsent() {
-                    let _ = channel.watch_for(Interest::Write);
-                }
-            }
-        }
     }
 }

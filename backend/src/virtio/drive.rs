@@ -16,6 +16,7 @@ use vfio::{Device, Iova, IrqAction, IrqIndex};
 
 use super::control_ring::ControlRing;
 use super::course::{Action, Wire};
+use super::doorbell::DoorbellPage;
 use super::eventfd::Eventfd;
 use super::features::RING_PACKED;
 use super::interrupts::{SharedVectors, Vectors};
@@ -114,6 +115,11 @@ impl Drive {
     /// Whether the device has its interrupts, and may access memory.
     pub const fn is_active(&self) -> bool {
         !self.armed.is_empty()
+    }
+
+    /// Where the doorbells of the rings are whose kicks are passed on.
+    pub fn doorbells(&self) -> BTreeMap<RingIndex, DoorbellPage> {
+        self.kicks.iter().map(|(ring, kick)| (*ring, kick.doorbell().page())).collect()
     }
 
     /// The device was reset by somebody: its rings are gone, and its interrupts down.

@@ -17,8 +17,8 @@ use std::thread;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
+use super::doorbell::Doorbell;
 use super::eventfd::Eventfd;
-use super::transport::Doorbell;
 
 /// Most eventfds that one wait reports; the others are reported by the next.
 const MAX_EVENTS: usize = 32;
@@ -97,45 +97,45 @@ impl Switchboard {
 
 /// From a kick to its doorbell. When this is dropped, the doorbell rings no more.
 #[derive(Debug)]
-pub enum Kick {
-    /// The kernel rings.
-    Kernel(Eventfd, Doorbell),
-    /// The relay does.
-    Relayed(Line),
+pub struct Kick {
+    source: Eventfd,
+    doorbell: Doorbell,
+    /// Of the relay, unless the kernel rings.
+    line: Option<Line>,
 }
 
 impl Kick {
     /// Has the doorbell ring whenever the kick is written to, and once at once if it was before.
     pub fn connect(kick: Eventfd, doorbell: Doorbell, relay: &Relay) -> Result<Self, Errno> {
-        match doorbell.ring_on(Some(&kick)) {
-            Ok(()) => Ok(Self::Kernel(kick, doorbell)),
+        let line = match doorbell.ring_on(Some(&kick)) {
+            Ok(()) => None,
             Err(error) => {
                 let (device, errno) = (doorbell.device(), error.errno.raw_os_error());
                 log::info!("event=kicks-relayed device={device} errno={errno}");
-                relay.connect(&kick, Target::Doorbell(doorbell)).map(Self::Relayed)
+                Some(relay.connect(&kick, Target::Doorbell(doorbell.clone()))?)
             }
-        }
+        };
+        Ok(Self { source: kick, doorbell, line })
     }
 
     /// What is watched.
     pub const fn source(&self) -> &Eventfd {
-        match self {
-            Self::Kernel(kick, _) => kick,
-            Self::Relayed(line) => line.source(),
-        }
+        &self.source
+    }
+
+    /// What rings.
+    pub const fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
     }
 }
 
 impl Drop for Kick {
     fn drop(&mut self) {
-        if let Self::Kernel(_, doorbell) = self
-            && let Err(error) = doorbell.ring_on(None)
+        if self.line.is_none()
+            && let Err(error) = self.doorbell.ring_on(None)
         {
-            log::warn!(
-                "event=kick-not-cut device={} errno={}",
-                doorbell.device(),
-                error.errno.raw_os_error()
-            );
+            let (device, errno) = (self.doorbell.device(), error.errno.raw_os_error());
+            log::warn!("event=kick-not-cut device={device} errno={errno}");
         }
     }
 }

@@ -10,11 +10,12 @@
 //! | [`queue_pairs`], [`control_ring`] | how many rings of a network device are in use, and how it is told |
 //! | [`course`] | what follows from what the frontend says: a pure state machine |
 //! | [`drive`] | doing that to the device |
-//! | [`interrupts`], [`kick`], [`eventfd`] | from the device to the frontend, and from there to the device |
+//! | [`interrupts`], [`kick`], [`doorbell`], [`eventfd`] | from the device to the frontend, and from there to the device |
 
 pub mod capability;
 pub mod control_ring;
 pub mod course;
+pub mod doorbell;
 pub mod drive;
 pub mod eventfd;
 pub mod features;
@@ -25,9 +26,10 @@ pub mod rings;
 pub mod transport;
 
 pub use self::course::{Action, Course, Wire};
+pub use self::doorbell::DoorbellPage;
 pub use self::drive::Drive;
 pub use self::eventfd::Eventfd;
 pub use self::kick::Relay;
 pub use self::queue_pairs::QueuePairs;
 pub use self::rings::{Base, RingAreas, RingIndex};
-pub use self::transport::DeviceStatus;
+pub use self::transport::{DeviceStatus, VirtioFunction};

@@ -3,20 +3,20 @@
 //! A virtio function's registers (Virtio 1.3, 4.1.4), each accessed with the width that it has.
 
 use std::fmt;
-use std::os::fd::AsFd;
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use vfio::config_space::command;
-use vfio::{CallError, ConfigSpace, Device, Iova, PciAddress};
+use vfio::{CallError, ConfigSpace, Device, Iova, PciAddress, RegionIndex};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
 
 use super::capability::{Structure, Structures};
-use super::eventfd::Eventfd;
+use super::doorbell::{Doorbell, page_size};
 use super::features;
 use super::queue_pairs::QueuePairs;
 use super::rings::{MAX_RINGS, Placement, RingAreas, RingIndex};
@@ -92,35 +92,6 @@ impl DeviceStatus {
 const fn bit(constant: u32) -> u8 {
     let [bits, ..] = constant.to_le_bytes();
     bits
-}
-
-/// Where a ring's doorbell is. What is written to it is the ring's number, 16 bits.
-#[derive(Clone, Debug)]
-pub struct Doorbell {
-    device: Arc<Device>,
-    notify: Structure,
-    /// In the structure.
-    offset: u64,
-    ring: RingIndex,
-}
-
-impl Doorbell {
-    /// Rings it.
-    pub fn ring(&self) -> Result<(), CallError> {
-        write(&self.device, &self.notify, self.offset, &self.ring.0.to_le_bytes())
-    }
-
-    /// Has the kernel ring it whenever this eventfd is written to; nobody any more with `None`.
-    pub fn ring_on(&self, kick: Option<&Eventfd>) -> Result<(), CallError> {
-        let offset = position(&self.notify, self.offset, 2);
-        let kick = kick.map(AsFd::as_fd);
-        self.device.write_on_eventfd(self.notify.region, offset, self.ring.0, kick)
-    }
-
-    /// Whose it is.
-    pub fn device(&self) -> PciAddress {
-        self.device.address()
-    }
 }
 
 /// A virtio function whose structures are known.
@@ -354,7 +325,16 @@ impl VirtioFunction {
         if notify.place(offset, 2).is_none() {
             return Err(Failure::ring_not_taken(self.address(), ring, "doorbell"));
         }
-        Ok(Doorbell { device: Arc::clone(&self.device), notify, offset, ring })
+        Ok(Doorbell::new(Arc::clone(&self.device), notify, offset, ring))
+    }
+
+    /// Where all doorbells are, if each has a page of its own and begins it, as who maps it expects.
+    pub fn mappable_doorbells(&self) -> Option<(RegionIndex, Range<u64>)> {
+        let Structure { region, offset, length } = self.structures.notify;
+        let spacing = u64::from(self.structures.notify_multiplier);
+        let is_paged =
+            spacing != 0 && [spacing, offset].iter().all(|place| place.is_multiple_of(page_size()));
+        is_paged.then(|| (region, offset..offset + u64::from(length)))
     }
 
     /// The device's status.
@@ -477,7 +457,7 @@ impl VirtioFunction {
 }
 
 /// An offset beyond the structure is one that its region does not have.
-fn position(structure: &Structure, offset: u64, length: usize) -> u64 {
+pub(super) fn position(structure: &Structure, offset: u64, length: usize) -> u64 {
     u64::try_from(length).ok().and_then(|count| structure.place(offset, count)).unwrap_or(u64::MAX)
 }
 
@@ -485,12 +465,17 @@ fn read(device: &Device, structure: &Structure, offset: u64, data: &mut [u8]) ->
     device.read_region(structure.region, position(structure, offset, data.len()), data)
 }
 
-fn write(device: &Device, structure: &Structure, offset: u64, data: &[u8]) -> Result<(), CallError> {
+pub(super) fn write(
+    device: &Device,
+    structure: &Structure,
+    offset: u64,
+    data: &[u8],
+) -> Result<(), CallError> {
     device.write_region(structure.region, position(structure, offset, data.len()), data)
 }
 
 /// Cuts an access into naturally aligned ones of 4, 2 or 1 bytes: where each is, and what of the data it moves.
-fn accesses(offset: u64, length: usize) -> Vec<(u64, std::ops::Range<usize>)> {
+fn accesses(offset: u64, length: usize) -> Vec<(u64, Range<usize>)> {
     let mut accesses = Vec::new();
     let mut done = 0;
     while done < length {

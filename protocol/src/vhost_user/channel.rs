@@ -77,6 +77,14 @@ pub struct NotifierArea<File> {
     pub offset: u64,
 }
 
+impl NotifierArea<OwnedFd> {
+    /// The same, to be sent.
+    pub fn borrowed(&self) -> NotifierArea<BorrowedFd<'_>> {
+        let Self { file, size, offset } = self;
+        NotifierArea { file: file.as_fd(), size: *size, offset: *offset }
+    }
+}
+
 /// Why the channel is of no use any more, except after [`ReceiveError::TimedOut`].
 #[derive(Debug, Error)]
 pub enum ChannelError {

@@ -5,6 +5,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
 
 pub mod codec;
+pub mod frontend;
 mod patience;
 mod process;
 pub mod session;

@@ -173,7 +173,9 @@ impl Passthrough {
                     json!({ "driver": "virtio-net-pci", "netdev": network, "mq": pairs > 1, "vectors": vectors })
                 }
                 VirtioKind::Block => {
-                    json!({ "driver": "vhost-user-blk-pci", "chardev": format!("socket{number}") })
+                    let chardev = format!("socket{number}");
+                    // With room for doorbells that the guest rings by itself, where the server gives any.
+                    json!({ "driver": "vhost-user-blk-pci", "chardev": chardev, "page-per-vq": true })
                 }
             },
             Way::GenericRings => generic(VirtioKind::of(function), number),

@@ -14,7 +14,7 @@ use super::world::World;
 
 /// A descriptor that a client can have.
 #[derive(Arbitrary, Clone, Copy, Debug)]
-pub(super) enum Descriptor {
+pub(crate) enum Descriptor {
     /// One of two contexts.
     Iommufd(u8),
     /// A function, just opened.

@@ -9,7 +9,7 @@ use super::peer::Protocol;
 
 /// One thing that is wrong.
 #[derive(Arbitrary, Debug)]
-pub(super) enum Flaw {
+pub(crate) enum Flaw {
     /// A byte of the body.
     Byte { at: u8, value: u8 },
     /// The body is cut.
@@ -30,18 +30,18 @@ pub(super) enum Flaw {
 
 impl Flaw {
     /// A message without any.
-    pub(super) fn message<H: Protocol>(header: H, body: &[u8]) -> Vec<u8> {
+    pub(crate) fn message<H: Protocol>(header: H, body: &[u8]) -> Vec<u8> {
         let size = u32::try_from(body.len()).expect("a short body");
         [header.with_body_size(size).as_bytes(), body].concat()
     }
 
     /// Whether what is sent is one message all the same, perhaps once the rest has come.
-    pub(super) fn leaves_a_message(&self) -> bool {
+    pub(crate) fn leaves_a_message(&self) -> bool {
         !matches!(self, Self::Flags(_) | Self::Size(_))
     }
 
     /// A message with this flaw.
-    pub(super) fn spoil<H: Protocol>(&self, header: H, mut body: Vec<u8>) -> Vec<u8> {
+    pub(crate) fn spoil<H: Protocol>(&self, header: H, mut body: Vec<u8>) -> Vec<u8> {
         match self {
             Self::Byte { at, value } => {
                 if let Some(byte) = body.get_mut(usize::from(*at)) {

@@ -34,7 +34,7 @@ impl Log for Logger {
 }
 
 /// Begins to read.
-pub(super) fn start() {
+pub(crate) fn start() {
     let shows = std::env::var_os("FUZZ_LOG").is_some();
     if log::set_boxed_logger(Box::new(Logger { shows })).is_ok() {
         log::set_max_level(LevelFilter::Trace);

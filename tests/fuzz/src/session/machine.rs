@@ -50,7 +50,7 @@ const LONGEST_DELAY: u32 = 8;
 
 /// What the machine is.
 #[derive(Arbitrary, Debug)]
-pub(super) struct Setup {
+pub(crate) struct Setup {
     topology: u8,
     is_old: bool,
     faults: [Option<FaultRule>; 3],
@@ -58,7 +58,7 @@ pub(super) struct Setup {
 
 /// A call that does not go as it should.
 #[derive(Arbitrary, Clone, Copy, Debug)]
-pub(super) struct FaultRule {
+pub(crate) struct FaultRule {
     call: u8,
     skip: u8,
     times: u8,
@@ -86,14 +86,18 @@ impl From<FaultRule> for Fault {
 }
 
 /// The machine.
-pub(super) struct Machine {
-    pub(super) machine: ModelledMachine,
-    pub(super) topology: Topology,
+pub(crate) struct Machine {
+    pub(crate) machine: ModelledMachine,
+    pub(crate) topology: Topology,
 }
 
 impl Setup {
-    pub(super) fn start(&self) -> Machine {
-        let text = TOPOLOGIES[usize::from(self.topology) % TOPOLOGIES.len()];
+    pub(crate) fn start(&self) -> Machine {
+        self.start_topology(TOPOLOGIES[usize::from(self.topology) % TOPOLOGIES.len()])
+    }
+
+    /// With the devices of this topology.
+    pub(crate) fn start_topology(&self, text: &str) -> Machine {
         let mut topology = Topology::parse(text).expect("a good topology");
         if self.is_old {
             topology.kernel = KernelVersion::Linux6_12;
@@ -106,7 +110,7 @@ impl Setup {
 
 impl Machine {
     /// Waits until nobody has anything open, bound or mapped.
-    pub(super) fn wait_until_unused(&self) {
+    pub(crate) fn wait_until_unused(&self) {
         let usage = || self.machine.order(&Order::Inspect(Nothing {}));
         let is_unused = || usage().lines().all(|line| line.ends_with(" = 0"));
         assert!(wait_until(is_unused), "left behind: {}", usage());

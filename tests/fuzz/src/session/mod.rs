@@ -7,16 +7,17 @@ mod channel_message;
 mod control_message;
 mod data_message;
 mod descriptor;
-mod flaw;
+pub(crate) mod flaw;
 mod liar;
-mod logger;
-mod machine;
-mod peer;
-mod server;
+pub(crate) mod logger;
+pub(crate) mod machine;
+pub(crate) mod peer;
+pub(crate) mod server;
 mod world;
 
 use crate::patience::wait_until;
 use arbitrary::Arbitrary;
+use vhost_device_vfio::policy::Policies;
 
 use self::liar::Lie;
 use self::machine::Setup;
@@ -46,7 +47,7 @@ pub fn play(session: &Session) {
     logger::start();
     let left = Left::now();
     let machine = setup.start();
-    let (server, first) = Server::start(&machine, *is_inherited);
+    let (server, first) = Server::start(&machine, *is_inherited, Policies::default());
     let without_clients = process::open_files();
     let mut world = World::new(&machine, first, lies);
     for step in steps.iter().take(MAX_STEPS) {
@@ -73,17 +74,17 @@ pub fn play(session: &Session) {
 }
 
 /// What there is of this process that a session could leave behind.
-struct Left {
+pub(crate) struct Left {
     open_files: usize,
     threads: usize,
 }
 
 impl Left {
-    fn now() -> Self {
+    pub(crate) fn now() -> Self {
         Self { open_files: process::open_files(), threads: process::threads() }
     }
 
-    fn wait_for(&self) {
+    pub(crate) fn wait_for(&self) {
         let Self { open_files, threads } = *self;
         let is_done = wait_until(|| process::open_files() == open_files && process::threads() == threads);
         let (files_now, threads_now) = (process::open_files(), process::threads());

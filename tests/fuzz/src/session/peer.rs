@@ -18,10 +18,10 @@ use vhost_device_vfio_tests::raw_client::Reply;
 use super::flaw::Flaw;
 
 /// Most descriptors that are sent with a message: more than any may have.
-pub(super) const MAX_DESCRIPTORS: usize = 24;
+pub(crate) const MAX_DESCRIPTORS: usize = 24;
 
 /// What a client has to know of a protocol in order to break its rules.
-pub(super) trait Protocol: Header {
+pub(crate) trait Protocol: Header {
     /// Where in the header the flags are.
     const FLAGS: usize;
     /// Where in the header the size is.
@@ -90,11 +90,11 @@ impl Protocol for VfioUserHeader {
 
 /// The server has closed the connection.
 #[derive(Debug)]
-pub(super) struct Gone;
+pub(crate) struct Gone;
 
 /// A client's connection.
 #[derive(Debug)]
-pub(super) struct Peer<H> {
+pub(crate) struct Peer<H> {
     connection: Connection<H>,
     /// What is still to be sent of the message before.
     rest: Vec<u8>,
@@ -105,13 +105,13 @@ pub(super) struct Peer<H> {
 }
 
 impl<H: Protocol> Peer<H> {
-    pub(super) fn new(stream: UnixStream) -> Self {
+    pub(crate) fn new(stream: UnixStream) -> Self {
         let connection = Connection::new(stream, Endpoint::Client);
         Self { connection, rest: Vec::new(), is_lost: false, questions: 0, answers: 0 }
     }
 
     /// Sends a message, with a flaw or without.
-    pub(super) fn send(
+    pub(crate) fn send(
         &mut self,
         header: H,
         body: Vec<u8>,
@@ -138,7 +138,7 @@ impl<H: Protocol> Peer<H> {
     }
 
     /// Waits until the server has done with all that was sent, unless that cannot be seen.
-    pub(super) fn wait(&mut self) -> Result<(), Gone> {
+    pub(crate) fn wait(&mut self) -> Result<(), Gone> {
         if self.is_lost || !self.rest.is_empty() {
             return self.receive_all();
         }

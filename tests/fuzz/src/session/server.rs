@@ -17,7 +17,7 @@ use vhost_device_vfio::policy::Policies;
 use super::machine::Machine;
 
 /// A server that runs.
-pub(super) struct Server {
+pub(crate) struct Server {
     /// Whose end ends it.
     signal: UnixStream,
     ended: Receiver<io::Result<()>>,
@@ -25,20 +25,21 @@ pub(super) struct Server {
 }
 
 /// Where it listens.
-pub(super) fn socket(folder: &Path) -> PathBuf {
+pub(crate) fn socket(folder: &Path) -> PathBuf {
     folder.join("control")
 }
 
 impl Server {
     /// Starts it. With `is_inherited` it gets a client at birth, with which it ends.
-    pub(super) fn start(machine: &Machine, is_inherited: bool) -> (Self, Option<UnixStream>) {
+    pub(crate) fn start(
+        machine: &Machine,
+        is_inherited: bool,
+        policies: Policies,
+    ) -> (Self, Option<UnixStream>) {
         let host = machine.machine.host();
         let control_memory = ControlMemory::new().expect("memory for control rings");
-        let mut server = vhost_device_vfio::server::Server::new(
-            ServedMachine::new(host.sysfs(), Policies::default(), control_memory),
-            None,
-        )
-        .expect("the server starts");
+        let served = ServedMachine::new(host.sysfs(), policies, control_memory);
+        let mut server = vhost_device_vfio::server::Server::new(served, None).expect("the server starts");
         let (signal, signalled) = UnixStream::pair().expect("a socket pair");
         server.end_on(signalled).expect("the signal is watched");
         let mut serve = |socket| {
@@ -59,7 +60,7 @@ impl Server {
     }
 
     /// Has it end.
-    pub(super) fn end(self) {
+    pub(crate) fn end(self) {
         drop(self.signal);
         let outcome = self.ended.recv_timeout(PATIENCE).expect("the server ends");
         outcome.expect("the server ends well");

@@ -157,7 +157,7 @@ pub(crate) const VIRTIO_BLK: Part = Part {
     vendor: 0x1af4,
     device: 0x1042,
     class: 0x01_0000,
-    regions: [NONE, (MEMORY, 0x1000), NONE, NONE, (MEMORY, 0x4000), NONE, NONE, (ACCESSED, 0x1000), NONE],
+    regions: [NONE, (MEMORY, 0x1000), NONE, NONE, (MEMORY, 0x80_0000), NONE, NONE, (ACCESSED, 0x1000), NONE],
     irqs: [LINE, NO_MESSAGE, (3, 1), EVENT, EVENT],
     is_express: true,
     command: ENABLED,

@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
 
 mod dma;
+mod doorbells;
 mod framing;
 mod handover;
 mod interrupts;
@@ -16,6 +17,7 @@ mod regions;
 mod removal;
 mod reset;
 mod rings;
+mod rust_vmm;
 mod servers;
 mod sharing;
 mod teardown;
@@ -155,7 +157,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
 }
 
 fn trials_of_virtio() -> Vec<Trial> {
-    trials! {
+    let mut trials = trials! {
         virtio: a_kick_makes_the_hardware_read_a_sector, what_was_offered_before_the_start_is_served_without_a_kick,
             a_paused_device_goes_on_with_its_rings,
             a_device_finishes_what_it_was_given_before_it_is_silent, a_silent_device_does_nothing_for_a_kick,
@@ -174,7 +176,17 @@ fn trials_of_virtio() -> Vec<Trial> {
             a_second_frontend_is_turned_away, a_network_function_is_served_too,
             a_device_that_is_taken_away_leaves_nothing_of_its_frontend,
             a_change_of_the_configuration_is_told;
+        rust_vmm: the_frontend_of_the_vhost_crate_reads_back_what_it_wrote;
+        doorbells: a_frontend_gets_the_doorbells_of_rings_that_run,
+            a_frontend_that_cannot_map_a_doorbell_kicks, a_reset_by_somebody_else_takes_the_doorbells_away,
+            a_device_whose_doorbells_a_frontend_could_map_is_never_taken_for_clean,
+            who_does_not_want_doorbells_gets_none, doorbells_that_share_a_page_are_not_offered;
+    };
+    // A modelled device does not see what is written to a mapped BAR.
+    if !Host::current().is_modelled() {
+        trials.extend(trials! { doorbells: a_guest_rings_the_hardware_by_itself; });
     }
+    trials
 }
 
 fn is_real_kernel_7() -> bool {

@@ -18,36 +18,39 @@ use vhost_device_vfio_tests::vmm::{Vmm, refusal};
 
 use super::{FIRST, SECOND};
 
-const MEMORY: u64 = 1 << 20;
-const RING: u64 = 0x1_0000;
-const VERSION_1: VirtioFeatures = VirtioFeatures(1 << 32 | 1 << 30);
+pub(crate) const MEMORY: u64 = 1 << 20;
+pub(crate) const RING: u64 = 0x1_0000;
+pub(crate) const VERSION_1: VirtioFeatures = VirtioFeatures(1 << 32 | 1 << 30);
 /// Where a frontend has the memory that does not name rings as the guest does.
-const USER: u64 = 0x7f00_0000_0000;
-const PATTERN: [u8; SECTOR] = [0x5a; SECTOR];
+pub(crate) const USER: u64 = 0x7f00_0000_0000;
+pub(crate) const PATTERN: [u8; SECTOR] = [0x5a; SECTOR];
 const READY: u8 = 0xf;
 const NEEDS_RESET: u64 = 0x40;
 
 /// A VMM with the disk, which a frontend can connect to.
-struct Machine {
-    vmm: Vmm,
-    memory: GuestMemory,
+pub(crate) struct Machine {
+    pub(crate) vmm: Vmm,
+    pub(crate) memory: GuestMemory,
 }
 
 impl Machine {
-    fn new() -> Self {
-        let mut vmm = Vmm::start();
+    pub(crate) fn new() -> Self {
+        Self::with_vmm(Vmm::start())
+    }
+
+    pub(crate) fn with_vmm(mut vmm: Vmm) -> Self {
         vmm.add(1, FIRST).unwrap();
         Self { vmm, memory: GuestMemory::new(0, MEMORY) }
     }
 
-    fn socket(&mut self) -> UnixStream {
+    pub(crate) fn socket(&mut self) -> UnixStream {
         let (near, far) = UnixStream::pair().unwrap();
         self.vmm.control.serve(Cookie(1), Face::VhostUser, far).unwrap();
         near
     }
 
     /// A frontend that has agreed on `features`, and described the memory.
-    fn connect(&mut self, features: ProtocolFeatures) -> Disk<'_> {
+    pub(crate) fn connect(&mut self, features: ProtocolFeatures) -> Disk<'_> {
         let socket = self.socket();
         Disk::connect(socket, &self.memory, features)
     }
@@ -60,20 +63,20 @@ fn eventfds() -> ([Interrupt; 3], [OwnedFd; 3]) {
 }
 
 /// A frontend, and the driver of its guest.
-struct Disk<'a> {
-    frontend: Frontend,
-    ring: DriverRing<'a>,
+pub(crate) struct Disk<'a> {
+    pub(crate) frontend: Frontend,
+    pub(crate) ring: DriverRing<'a>,
     /// What is added to the guest's addresses.
     addresses: u64,
-    kick: Interrupt,
-    call: Interrupt,
+    pub(crate) kick: Interrupt,
+    pub(crate) call: Interrupt,
     error: Interrupt,
     far: [OwnedFd; 3],
-    channel: FrontendChannel,
+    pub(crate) channel: FrontendChannel,
 }
 
 impl<'a> Disk<'a> {
-    fn connect(socket: UnixStream, memory: &'a GuestMemory, features: ProtocolFeatures) -> Self {
+    pub(crate) fn connect(socket: UnixStream, memory: &'a GuestMemory, features: ProtocolFeatures) -> Self {
         let mut frontend = Frontend::new(socket, PATIENCE);
         frontend.negotiate(features).unwrap();
         let region = MemoryRegion { user_address: USER, ..memory.region() };
@@ -86,7 +89,7 @@ impl<'a> Disk<'a> {
     }
 
     /// What QEMU says of one ring, up to `DRIVER_OK`.
-    fn start(&mut self, base: u32) -> Result<(), FrontendError> {
+    pub(crate) fn start(&mut self, base: u32) -> Result<(), FrontendError> {
         self.frontend.set_features(VERSION_1)?;
         let [kick, call, error] = self.far.each_ref().map(AsFd::as_fd);
         let vring = self.vring(base, kick, call);
@@ -101,7 +104,7 @@ impl<'a> Disk<'a> {
         Vring { size: self.ring.size(), base, descriptors, available, used, kick, call }
     }
 
-    fn stop(&mut self) -> u32 {
+    pub(crate) fn stop(&mut self) -> u32 {
         self.frontend.set_vring_enable(0, false).unwrap();
         let base = self.frontend.stop_vring(0).unwrap();
         self.frontend.set_status(0).unwrap();
@@ -116,7 +119,7 @@ impl<'a> Disk<'a> {
         self.ring.outcome()
     }
 
-    fn expect_works(&mut self) {
+    pub(crate) fn expect_works(&mut self) {
         self.ring.offer_write(3, &PATTERN);
         assert_eq!(self.done().0, 0);
         self.ring.offer_read(3);
@@ -124,7 +127,7 @@ impl<'a> Disk<'a> {
     }
 }
 
-const ALL: ProtocolFeatures = ProtocolFeatures::OF_DEVICES;
+pub(crate) const ALL: ProtocolFeatures = ProtocolFeatures::OF_DEVICES;
 
 fn without(features: ProtocolFeatures) -> ProtocolFeatures {
     ProtocolFeatures(ALL.0 & !features.0)
@@ -170,7 +173,8 @@ pub(crate) fn what_the_hardware_offers_is_offered_but_for_what_is_the_servers() 
     let (features, agreed) = frontend.negotiate(ALL).unwrap();
     assert!(features.contains(VERSION_1) && !features.contains(VirtioFeatures::ACCESS_PLATFORM));
     assert!(agreed.contains(ProtocolFeatures::STATUS | ProtocolFeatures::CONFIG | ProtocolFeatures::MQ));
-    assert!(!agreed.contains(ProtocolFeatures::HOST_NOTIFIER), "nobody does that yet");
+    let lends = ProtocolFeatures::HOST_NOTIFIER.0 | ProtocolFeatures::BACKEND_SEND_FD.0;
+    assert_eq!(agreed.0 & lends, 0, "nobody gets the device who was not meant to");
     assert!((1..=256).contains(&frontend.queue_number().unwrap()));
     assert_eq!(errno(frontend.set_features(VirtioFeatures(VERSION_1.0 | 1 << 33))), Errno::INVAL);
 }

@@ -94,7 +94,8 @@ fn trials_of_virtio(way: Way) -> Vec<Trial> {
             hardware_rings_go_on_after_pauses, hardware_rings_work_after_every_reset_of_their_guest,
             hardware_rings_are_quiet_after_their_guest, each_processor_has_a_hardware_ring,
             the_firmware_boots_by_hardware_rings,
-            a_guest_gets_its_disk_back_when_its_server_was_started_again, a_device_of_any_kind_runs_its_rings;
+            a_guest_gets_its_disk_back_when_its_server_was_started_again, a_device_of_any_kind_runs_its_rings,
+            a_guest_rings_the_hardware_by_itself;
     };
     whole.into_iter().chain(rings).collect()
 }

@@ -148,6 +148,26 @@ fn expect_both_pairs(guest: &mut Guest) {
     assert!(interrupts.lines().all(has_come), "{interrupts}");
 }
 
+/// QEMU maps a doorbell that it was given over where the guest's driver rings.
+pub(crate) fn a_guest_rings_the_hardware_by_itself(stage: &Stage) {
+    stage.clear();
+    let lending = ["--server-argument=--doorbell=mmap"];
+    let passthrough = Passthrough::with_arguments(Way::Rings, &[FIRST, SECOND], &lending);
+    let mut guest = Guest::boot(&passthrough);
+    expect_keeps(&mut guest, LITTLE, |_| {});
+    assert!(has_doorbell(&mut guest), "QEMU has mapped none");
+    expect_keeps(&mut guest, LITTLE, Guest::reset);
+    assert!(has_doorbell(&mut guest), "QEMU has mapped none");
+    let log = passthrough.servers().map(LaunchedVm::log).unwrap_or_default();
+    assert!(!log.contains("event=doorbell-not-mapped") && !log.contains("event=refused"), "{log}");
+}
+
+fn has_doorbell(guest: &mut Guest) -> bool {
+    let command = json!({ "command-line": "info mtree" });
+    let tree = guest.qmp.execute("human-monitor-command", &command);
+    tree.as_str().is_some_and(|tree| tree.contains("vhost-user/host-notifier"))
+}
+
 pub(crate) fn a_device_of_any_kind_runs_its_rings(stage: &Stage) {
     stage.clear();
     let passthrough = Passthrough::new(Way::GenericRings, &[FIRST, SECOND]);

@@ -56,8 +56,8 @@ pub(crate) enum Capability {
 pub(crate) enum VirtioStructure {
     /// What all devices have.
     Common,
-    /// Doorbells.
-    Notify,
+    /// Doorbells, so many bytes apart.
+    Notify { spacing: u32 },
     /// What interrupted.
     Isr,
     /// What this kind of device has.
@@ -71,7 +71,7 @@ impl VirtioStructure {
     pub(crate) const fn number(self) -> u8 {
         match self {
             Self::Common => 1,
-            Self::Notify => 2,
+            Self::Notify { .. } => 2,
             Self::Isr => 3,
             Self::Device => 4,
             Self::Window => 5,
@@ -98,8 +98,6 @@ impl Capability {
     pub(crate) const EXPRESS_DEVICE_CAPABILITIES: usize = 4;
     pub(crate) const EXPRESS_DEVICE_CONTROL: usize = 8;
     pub(crate) const EXPRESS_FUNCTION_LEVEL_RESET: u32 = 1 << 28;
-    /// Doorbells are this far apart.
-    pub(crate) const VIRTIO_DOORBELL: u32 = 4;
 
     /// Its id.
     pub(crate) const fn id(&self) -> u8 {
@@ -187,10 +185,13 @@ impl Capability {
     }
 }
 
+/// QEMU leaves room for so many, whatever a device has.
+const VIRTIO_QUEUES: u32 = 1024;
+
 fn virtio_body(kind: VirtioStructure, offset: u32) -> Vec<u8> {
     let (bar, length, tail) = match kind {
         VirtioStructure::Common | VirtioStructure::Isr | VirtioStructure::Device => (4, 0x1000, None),
-        VirtioStructure::Notify => (4, 0x1000, Some(Capability::VIRTIO_DOORBELL)),
+        VirtioStructure::Notify { spacing } => (4, spacing * VIRTIO_QUEUES, Some(spacing)),
         VirtioStructure::Window => (0, 0, Some(0)),
     };
     let mut body = vec![if tail.is_some() { 0x14 } else { 0x10 }, kind.number(), bar, 0, 0, 0];

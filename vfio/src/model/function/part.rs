@@ -5,6 +5,7 @@
 
 use crate::model::function::capability::{Capability, ExtendedCapability, VirtioStructure};
 use crate::model::function::registers::{EXTENDED, Registers, header};
+use crate::model::function::virtio;
 use crate::model::topology::{FunctionReset, KernelVersion, Part};
 
 /// What a function is to the other functions of its device.
@@ -94,8 +95,8 @@ impl Layout {
             Part::I82559er => i82559er(),
             Part::Nvme => nvme(),
             Part::VirtioBlock => virtio_block(),
-            Part::VirtioNet => virtio_net(4),
-            Part::VirtioQueues(_) => virtio_net(6),
+            Part::VirtioNet => virtio_net(),
+            Part::VirtioQueues(_) => virtio_queues(),
         };
         layout.offer(reset);
         if role == Role::Virtual && part == Part::Igb {
@@ -354,32 +355,45 @@ fn nvme() -> Layout {
 fn virtio_block() -> Layout {
     Layout {
         bars: vec![
-            Bar { index: 1, kind: BarKind::Memory32, address: 0xfe44_0000, size: 0x1000 },
-            Bar { index: 4, kind: BarKind::PrefetchableMemory64, address: 0xfe80_0000, size: 0x4000 },
+            Bar { index: 1, kind: BarKind::Memory32, address: 0xfe84_0000, size: 0x1000 },
+            Bar { index: 4, kind: BarKind::PrefetchableMemory64, address: 0xfd00_0000, size: 0x80_0000 },
         ],
-        capabilities: virtio_capabilities(3),
+        capabilities: virtio_capabilities(3, virtio::PAGED_DOORBELLS),
         ..Layout::express(0x1af4, 0x1042, 0x01_0000, 1)
     }
 }
 
-fn virtio_net(vectors: u16) -> Layout {
+fn virtio_net() -> Layout {
     Layout {
         bars: vec![
-            Bar { index: 1, kind: BarKind::Memory32, address: 0xfe44_1000, size: 0x1000 },
-            Bar { index: 4, kind: BarKind::PrefetchableMemory64, address: 0xfe80_4000, size: 0x4000 },
+            Bar { index: 1, kind: BarKind::Memory32, address: 0xfe84_1000, size: 0x1000 },
+            Bar { index: 4, kind: BarKind::PrefetchableMemory64, address: 0xfd80_0000, size: 0x4000 },
         ],
-        rom: Some(Rom { address: 0xfe40_0000, size: 0x4_0000 }),
-        capabilities: virtio_capabilities(vectors),
+        rom: Some(Rom { address: 0xfe80_0000, size: 0x4_0000 }),
+        capabilities: virtio_capabilities(4, virtio::DENSE_DOORBELLS),
         ..Layout::express(0x1af4, 0x1041, 0x02_0000, 1)
     }
 }
 
-fn virtio_capabilities(vectors: u16) -> Vec<(u8, Capability)> {
+/// A network device of two queue pairs, with a vector for each queue.
+fn virtio_queues() -> Layout {
+    Layout {
+        bars: vec![
+            Bar { index: 1, kind: BarKind::Memory32, address: 0xfe44_0000, size: 0x1000 },
+            Bar { index: 4, kind: BarKind::PrefetchableMemory64, address: 0xfe80_0000, size: 0x4000 },
+        ],
+        rom: Some(Rom { address: 0xfe40_0000, size: 0x4_0000 }),
+        capabilities: virtio_capabilities(6, virtio::DENSE_DOORBELLS),
+        ..virtio_net()
+    }
+}
+
+fn virtio_capabilities(vectors: u16, spacing: u32) -> Vec<(u8, Capability)> {
     let structure = |kind, offset| Capability::Virtio { kind, offset };
     vec![
         (0xdc, Capability::Msix { vectors, table: (1, 0), pending: (1, 0x800) }),
         (0xc8, structure(VirtioStructure::Window, 0)),
-        (0xb4, structure(VirtioStructure::Notify, 0x3000)),
+        (0xb4, structure(VirtioStructure::Notify { spacing }, 0x3000)),
         (0xa4, structure(VirtioStructure::Device, 0x2000)),
         (0x94, structure(VirtioStructure::Isr, 0x1000)),
         (0x84, structure(VirtioStructure::Common, 0)),

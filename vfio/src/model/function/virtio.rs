@@ -41,7 +41,9 @@ mod common {
 const ISR: u64 = 0x1000;
 const DEVICE: u64 = 0x2000;
 const NOTIFY: u64 = 0x3000;
-const DOORBELL: u64 = 4;
+/// Doorbells of these many bytes each, and of a page each so that they can be mapped one by one (QEMU's `page-per-vq`).
+pub(crate) const DENSE_DOORBELLS: u32 = 4;
+pub(crate) const PAGED_DOORBELLS: u32 = 0x1000;
 
 const DRIVER_OK: u8 = 4;
 const FEATURES_OK: u8 = 8;
@@ -181,6 +183,14 @@ impl Virtio {
             }
     }
 
+    /// How far they are apart.
+    const fn doorbells(&self) -> u32 {
+        match self.kind {
+            Kind::Block(_) => PAGED_DOORBELLS,
+            Kind::Net(_) => DENSE_DOORBELLS,
+        }
+    }
+
     fn config(&self) -> Vec<u8> {
         match &self.kind {
             Kind::Block(block) => block.config(),
@@ -247,7 +257,7 @@ impl Virtio {
                 block.write_config(start, data);
             }
         } else if offset >= NOTIFY
-            && let Ok(queue) = usize::try_from((offset - NOTIFY) / DOORBELL)
+            && let Ok(queue) = usize::try_from((offset - NOTIFY) / u64::from(self.doorbells()))
         {
             self.notify(queue, memory, &mut signals);
         }
