@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use protocol::features::{ProtocolFeatures, VirtioFeatures};
-use protocol::vhost_user::{Frontend, FrontendError, MemoryRegion, Vring};
+use protocol::vhost_user::{Frontend, FrontendError, Vring};
 
 use crate::driver_ring::{DriverRing, RING_SPACE};
 use crate::guest_memory::GuestMemory;
@@ -37,14 +37,14 @@ const OTHER: [u8; 4] = [10, 0, 2, 2];
 
 /// A ring with its eventfds, and a copy of each to hand over.
 #[derive(Debug)]
-struct Ring<'a> {
+struct Queue<'a> {
     ring: DriverRing<'a>,
     kick: Interrupt,
     call: Interrupt,
     far: [OwnedFd; 2],
 }
 
-impl<'a> Ring<'a> {
+impl<'a> Queue<'a> {
     fn new(memory: &'a GuestMemory, index: u8) -> Self {
         let ring = DriverRing::new(memory, RINGS + RING_SPACE * u64::from(index), 16);
         let ((kick, far_kick), (call, far_call)) = (Interrupt::new(), Interrupt::new());
@@ -69,7 +69,7 @@ pub struct Network<'a> {
     pub frontend: Frontend,
     memory: &'a GuestMemory,
     /// Receiving and sending ones by turns.
-    rings: Vec<Ring<'a>>,
+    queues: Vec<Queue<'a>>,
     /// The address of who is at the other end.
     other: [u8; 6],
 }
@@ -79,23 +79,22 @@ impl<'a> Network<'a> {
     pub fn connect(socket: UnixStream, memory: &'a GuestMemory) -> Self {
         let mut frontend = Frontend::new(socket, PATIENCE);
         frontend.negotiate(ProtocolFeatures::OF_DEVICES).expect("features are agreed on");
-        let region = MemoryRegion { ..memory.region() };
-        frontend.set_memory_table(&[region], &[memory.as_fd()]).expect("the memory is taken");
-        Self { frontend, memory, rings: Self::rings(memory), other: [0xff; 6] }
+        frontend.set_memory_table(&[memory.region()], &[memory.as_fd()]).expect("the memory is taken");
+        Self { frontend, memory, queues: Self::queues(memory), other: [0xff; 6] }
     }
 
-    fn rings(memory: &'a GuestMemory) -> Vec<Ring<'a>> {
-        let mut rings: Vec<_> = (0..4).map(|index| Ring::new(memory, index)).collect();
-        for receiving in rings.iter_mut().step_by(2) {
+    fn queues(memory: &'a GuestMemory) -> Vec<Queue<'a>> {
+        let mut queues: Vec<_> = (0..4).map(|index| Queue::new(memory, index)).collect();
+        for receiving in queues.iter_mut().step_by(2) {
             let buffer = (receiving.buffer(), BUFFER_SIZE, true);
             receiving.ring.offer(&[buffer]);
         }
-        rings
+        queues
     }
 
     /// The guest's driver has begun anew: its rings are empty.
     pub fn begin_anew(&mut self) {
-        self.rings = Self::rings(self.memory);
+        self.queues = Self::queues(self.memory);
     }
 
     /// Starts both pairs, of which so many are enabled. `bases`: where the rings begin.
@@ -113,7 +112,7 @@ impl<'a> Network<'a> {
             self.frontend.set_features(features)?;
             for index in [2 * pair, 2 * pair + 1] {
                 let base = bases[usize::from(index)];
-                self.frontend.start_vring(index, &self.rings[usize::from(index)].vring(base))?;
+                self.frontend.start_vring(index, &self.queues[usize::from(index)].vring(base))?;
             }
         }
         self.frontend.set_status(READY)
@@ -134,7 +133,7 @@ impl<'a> Network<'a> {
 
     /// Sends by a pair. Nobody waits for it.
     pub fn send(&mut self, pair: u8, frame: &[u8]) {
-        let sending = &mut self.rings[usize::from(2 * pair + 1)];
+        let sending = &mut self.queues[usize::from(2 * pair + 1)];
         let packet = [&[0; HEADER], frame].concat();
         self.memory.write(sending.buffer(), &packet);
         let length = u32::try_from(packet.len()).expect("a short frame");
@@ -145,12 +144,12 @@ impl<'a> Network<'a> {
 
     /// Whether what was sent by a pair is away.
     pub fn is_sent(&self, pair: u8) -> bool {
-        self.rings[usize::from(2 * pair + 1)].ring.is_done()
+        self.queues[usize::from(2 * pair + 1)].ring.is_done()
     }
 
     /// The next frame that has come by a pair, if one has.
     pub fn take(&mut self, pair: u8) -> Option<Vec<u8>> {
-        let receiving = &mut self.rings[usize::from(2 * pair)];
+        let receiving = &mut self.queues[usize::from(2 * pair)];
         if !receiving.ring.is_done() {
             return None;
         }
@@ -187,13 +186,13 @@ impl<'a> Network<'a> {
     }
 
     /// Sends an echo request by a pair.
-    pub fn ask(&mut self, pair: u8, mark: &[u8; 8]) {
+    pub fn ask(&mut self, pair: u8, mark: &[u8]) {
         let request = frame(self.other, 0x0800, &echo_request(mark));
         self.send(pair, &request);
     }
 
     /// Sends an echo request by a pair, and sees the answer come by it: the second, as a tap device goes by what has come before.
-    pub fn expect_works(&mut self, pair: u8, mark: &[u8; 8]) {
+    pub fn expect_works(&mut self, pair: u8, mark: &[u8]) {
         for _ in 0..2 {
             self.ask(pair, mark);
             assert!(wait_until(|| self.is_sent(pair)), "nothing goes by pair {pair}");
@@ -214,12 +213,13 @@ fn frame(to: [u8; 6], kind: u16, content: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// An ICMP echo request in an IPv4 packet.
-fn echo_request(mark: &[u8; 8]) -> Vec<u8> {
-    let mut message = [&[8, 0, 0, 0, 0, 1, 0, 1], mark.as_slice()].concat();
+/// An ICMP echo request in an IPv4 packet, with an even number of bytes in it.
+fn echo_request(mark: &[u8]) -> Vec<u8> {
+    let mut message = [&[8, 0, 0, 0, 0, 1, 0, 1], mark].concat();
     let sum = checksum(&message);
     message[2..4].copy_from_slice(&sum);
-    let mut header = [&[0x45, 0, 0, 36, 0, 0, 0, 0, 64, 1, 0, 0], OWN.as_slice(), &OTHER].concat();
+    let length = u8::try_from(20 + message.len()).expect("a short mark");
+    let mut header = [&[0x45, 0, 0, length, 0, 0, 0, 0, 64, 1, 0, 0], OWN.as_slice(), &OTHER].concat();
     let sum = checksum(&header);
     header[10..12].copy_from_slice(&sum);
     [header, message].concat()
