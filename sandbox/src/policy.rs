@@ -398,7 +398,7 @@ pub const REQUESTS: &[Request] = &[
         ioctl::IOMMU_IOAS_IOVA_RANGES,
         LOOP_AND_WORKER,
         "what the IOMMU can map",
-        on("edu-pair", "devices_are_described"),
+        on("edu-pair", "dma_arrives_in_guest_memory"),
     ),
     request(
         ioctl::IOMMU_DESTROY,
