@@ -38,8 +38,8 @@ impl Server {
     ) -> (Self, Option<UnixStream>) {
         let host = machine.machine.host();
         let control_memory = ControlMemory::new().expect("memory for control rings");
-        let served = ServedMachine::new(host.sysfs(), policies, control_memory);
-        let mut server = vhost_device_vfio::server::Server::new(served, None).expect("the server starts");
+        let vm = ServedMachine::new(host.sysfs(), policies, control_memory);
+        let mut server = vhost_device_vfio::server::Server::new(vm, None).expect("the server starts");
         let (signal, signalled) = UnixStream::pair().expect("a socket pair");
         server.end_on(signalled).expect("the signal is watched");
         let mut serve = |socket| {
