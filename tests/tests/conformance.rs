@@ -41,5 +41,6 @@ topologies! {
     rciep: "rciep";
     switch: "switch";
     virtio_pair: "virtio-pair";
+    virtio_queues: "virtio-queues";
     virtio_trio: "virtio-trio";
 }

@@ -36,4 +36,6 @@ lanes! {
     hotplug_slot: "hotplug-slot", "7.3";
     switch: "switch", "7.3";
     virtio_pair: "virtio-pair", "7.3";
+    virtio_queues: "virtio-queues", "7.3";
+    virtio_queues_on_6_12: "virtio-queues", "6.12";
 }

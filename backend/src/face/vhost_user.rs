@@ -90,7 +90,8 @@ impl VhostUserSession {
     pub fn open(&mut self, drive: Box<Drive>, may_map_doorbells: bool) {
         self.may_map_doorbells = may_map_doorbells;
         let function = drive.function();
-        self.course = Some(Course::new(function.features(), function.largest_sizes().to_vec()));
+        let sizes = function.largest_sizes().to_vec();
+        self.course = Some(Course::new(function.features(), sizes, function.queue_pairs()));
         self.drive = Some(drive);
     }
 

@@ -338,7 +338,12 @@ fn found(topology: &Topology) -> Vec<PciAddress> {
 fn forgets_in_sleep(part: Part) -> bool {
     match part {
         Part::Edu | Part::Nvme => false,
-        Part::Igb | Part::E1000e | Part::I82559er | Part::VirtioBlock | Part::VirtioNet => true,
+        Part::Igb
+        | Part::E1000e
+        | Part::I82559er
+        | Part::VirtioBlock
+        | Part::VirtioNet
+        | Part::VirtioQueues(_) => true,
     }
 }
 

@@ -16,6 +16,7 @@ pub(crate) const EVERYWHERE: &[&str] = &[
     "igb-pair",
     "virtio-pair",
     "virtio-trio",
+    "virtio-queues",
     "five-devices",
     "nvme",
     "e1000e",

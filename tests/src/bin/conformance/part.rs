@@ -185,3 +185,5 @@ pub(crate) const VIRTIO_NET: Part = Part {
     irqs: [LINE, NO_MESSAGE, (4, 1), EVENT, EVENT],
     ..VIRTIO_BLK
 };
+
+pub(crate) const VIRTIO_QUEUES: Part = Part { irqs: [LINE, NO_MESSAGE, (6, 1), EVENT, EVENT], ..VIRTIO_NET };

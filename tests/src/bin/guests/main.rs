@@ -71,6 +71,9 @@ fn trials_of(topology: &str, way: Way) -> Vec<Trial> {
             network: a_card_sends_also_after_a_reset_of_its_guest;
         },
         "virtio-pair" => trials_of_virtio(way),
+        "virtio-queues" => trials! { Stage::new(Way::Rings, &[FIRST], &[]),
+            rings: each_processor_has_a_queue_pair_of_the_hardware;
+        },
         "gen4" => trials! { stage(&[FIRST]),
             resets: an_unconfirmed_link_is_told_and_the_device_works;
         },
