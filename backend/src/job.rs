@@ -10,6 +10,7 @@ use protocol::extension::Cookie;
 use vfio::{Device, RegionIndex, Sysfs, UnboundDevice};
 
 use crate::address_space::{AddressSpace, ViewChange, ViewOf};
+use crate::control_memory::ControlPage;
 use crate::device::{HeldDevice, Quiescer};
 use crate::failure::Failure;
 use crate::memory::MemoryView;
@@ -86,6 +87,31 @@ pub enum Job {
         drive: Box<Drive>,
         /// What.
         actions: Vec<Action>,
+        /// What becomes of the memory of its control ring, or why there can be none.
+        control: Result<ControlChange, Failure>,
+    },
+}
+
+/// What becomes of the page of a device's control ring.
+#[derive(Debug)]
+pub enum ControlChange {
+    /// Nothing.
+    Unchanged,
+    /// The device reaches it from now on.
+    Map {
+        /// The page.
+        page: ControlPage,
+        /// Where it is mapped.
+        address_space: Box<AddressSpace>,
+        /// Who is attached.
+        devices: Vec<Arc<Device>>,
+    },
+    /// The device was reset, and reaches it no more.
+    Unmap {
+        /// Where it was mapped.
+        address_space: Box<AddressSpace>,
+        /// Who is attached.
+        devices: Vec<Arc<Device>>,
     },
 }
 
@@ -139,8 +165,17 @@ pub enum Completion {
     ConfigWritten(Result<(), Failure>),
     /// Of [`Job::TakeDrive`].
     DriveTaken(Cookie, Result<Box<Drive>, Failure>),
-    /// Of [`Job::Drive`]; without its rings if that failed.
-    Driven(Cookie, Box<Drive>, Result<(), Failure>),
+    /// Of [`Job::Drive`].
+    Driven {
+        /// Its name.
+        cookie: Cookie,
+        /// The function; without its rings if that failed.
+        drive: Box<Drive>,
+        /// Whether it was done.
+        outcome: Result<(), Failure>,
+        /// Back from the job, if it was concerned.
+        address_space: Option<Box<AddressSpace>>,
+    },
 }
 
 impl Work for Job {
@@ -172,9 +207,12 @@ impl Work for Job {
             Self::TakeDrive { cookie, device, relay } => {
                 Completion::DriveTaken(cookie, Drive::new(device, relay).map(Box::new))
             }
-            Self::Drive { cookie, mut drive, actions } => {
-                let outcome = drive.carry_out(actions);
-                Completion::Driven(cookie, drive, outcome)
+            Self::Drive { cookie, mut drive, actions, control } => {
+                let (outcome, address_space) = match control {
+                    Ok(change) => change_and_drive(cookie, &mut drive, actions, change),
+                    Err(failure) => (Err(failure), None),
+                };
+                Completion::Driven { cookie, drive, outcome, address_space }
             }
         }
     }
@@ -190,6 +228,32 @@ fn add_device(
     let device = device.bind(address_space.iommufd(), sysfs).map_err(Failure::bind)?;
     address_space.attach(&device)?;
     HeldDevice::new(device, owner, function).map_err(Failure::device_call)
+}
+
+/// The page is there before the device has its ring, and goes after that.
+fn change_and_drive(
+    cookie: Cookie,
+    drive: &mut Drive,
+    actions: Vec<Action>,
+    change: ControlChange,
+) -> (Result<(), Failure>, Option<Box<AddressSpace>>) {
+    match change {
+        ControlChange::Unchanged => (drive.carry_out(actions), None),
+        ControlChange::Map { page, mut address_space, devices } => {
+            let mapped = address_space.map_control_ring(cookie, page.region(), &devices);
+            let outcome = mapped.and_then(|address| {
+                drive.set_control_page(Some((page, address)));
+                drive.carry_out(actions)
+            });
+            (outcome, Some(address_space))
+        }
+        ControlChange::Unmap { mut address_space, devices } => {
+            let outcome = drive.carry_out(actions);
+            drive.set_control_page(None);
+            address_space.clear(ViewOf::ControlRing(cookie), &devices);
+            (outcome, Some(address_space))
+        }
+    }
 }
 
 fn release(address_space: ReleasedSpace) -> Option<Box<AddressSpace>> {

@@ -4,6 +4,7 @@
 
 pub mod address_space;
 pub mod broker;
+pub mod control_memory;
 pub mod device;
 pub mod face;
 pub mod failure;

@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::control_memory::ControlMemory;
 use crate::face::socket::FaceSocket;
 use crate::host::{Host, HostArguments};
 use crate::logger;
@@ -318,6 +319,7 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let (signal, signalled) = UnixStream::pair()?;
     signal_hook::low_level::pipe::register(SIGTERM, signalled.try_clone()?)?;
     signal_hook::low_level::pipe::register(SIGINT, signalled)?;
+    let control_memory = ControlMemory::new()?;
     let sysfs = arguments.enter_sandbox()?;
     let filters = arguments.filters(!sysfs.is_snapshot())?;
     if let (Some(path), Sandbox::Full) = (path, arguments.sandbox) {
@@ -325,7 +327,8 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         path.leave();
     }
 
-    let mut server = Server::new(Machine::new(sysfs, arguments.policies()), filters.as_ref())?;
+    let mut server =
+        Server::new(Machine::new(sysfs, arguments.policies(), control_memory), filters.as_ref())?;
     server.end_on(signal)?;
     arguments.warn_of_mappings();
     server.admit_only(&arguments.allow_uid);

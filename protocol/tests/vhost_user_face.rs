@@ -13,6 +13,7 @@ use std::time::Duration;
 use protocol::features::{ProtocolFeatures, VirtioFeatures};
 use protocol::vhost_user::{
     BackendChannel, BackendRequest, DeviceReply, DeviceRequest, Frontend, FrontendError, MemoryRegion, Vring,
+    VringRequest,
 };
 use protocol::{Connection, Endpoint, RequestNumber, VhostUserHeader};
 use rustix::io::Errno;
@@ -53,6 +54,23 @@ impl Device {
         self.queues.get_mut(usize::from(queue)).ok_or(Errno::INVAL)
     }
 
+    fn answer_of_ring(&mut self, queue: u8, request: VringRequest) -> Result<DeviceReply, Errno> {
+        let ring = self.queue(queue)?;
+        match request {
+            VringRequest::GetBase => return Ok(DeviceReply::VringBase { queue, base: ring.base }),
+            VringRequest::SetSize(size) => ring.size = size,
+            VringRequest::SetBase(base) => ring.base = base,
+            VringRequest::SetAddress { descriptors, available, used } => {
+                ring.addresses = [descriptors, available, used];
+            }
+            VringRequest::SetKick(eventfd) => ring.has_kick = eventfd.is_some(),
+            VringRequest::SetCall(eventfd) => ring.has_call = eventfd.is_some(),
+            VringRequest::SetError(_) => {}
+            VringRequest::SetEnabled(is_enabled) => ring.is_enabled = is_enabled,
+        }
+        Ok(DeviceReply::Done)
+    }
+
     fn answer(&mut self, request: DeviceRequest) -> Result<DeviceReply, Errno> {
         match request {
             DeviceRequest::GetFeatures => return Ok(DeviceReply::Features(FEATURES)),
@@ -62,10 +80,6 @@ impl Device {
             DeviceRequest::GetQueueNumber => return Ok(DeviceReply::QueueNumber(QUEUES.into())),
             DeviceRequest::GetMaxMemorySlots => return Ok(DeviceReply::MaxMemorySlots(256)),
             DeviceRequest::GetStatus => return Ok(DeviceReply::Status(self.status)),
-            DeviceRequest::GetVringBase { queue } => {
-                let base = self.queue(queue)?.base;
-                return Ok(DeviceReply::VringBase { queue, base });
-            }
             DeviceRequest::GetConfig(access) => {
                 let start = usize::try_from(access.offset).unwrap();
                 let end = start + usize::try_from(access.size).unwrap();
@@ -86,17 +100,7 @@ impl Device {
             }
             DeviceRequest::AddMemoryRegion(backed) => self.regions.push(backed.region),
             DeviceRequest::RemoveMemoryRegion(region) => self.regions.retain(|kept| *kept != region),
-            DeviceRequest::SetVringSize { queue, size } => self.queue(queue)?.size = size,
-            DeviceRequest::SetVringBase { queue, base } => self.queue(queue)?.base = base,
-            DeviceRequest::SetVringAddress { queue, descriptors, available, used } => {
-                self.queue(queue)?.addresses = [descriptors, available, used];
-            }
-            DeviceRequest::SetVringKick { queue, eventfd } => self.queue(queue)?.has_kick = eventfd.is_some(),
-            DeviceRequest::SetVringCall { queue, eventfd } => self.queue(queue)?.has_call = eventfd.is_some(),
-            DeviceRequest::SetVringError { queue, .. } => drop(self.queue(queue)?),
-            DeviceRequest::SetVringEnable { queue, is_enabled } => {
-                self.queue(queue)?.is_enabled = is_enabled;
-            }
+            DeviceRequest::Vring { queue, request } => return self.answer_of_ring(queue, request),
             DeviceRequest::SetBackendChannel(socket) => {
                 BackendChannel::new(socket.into()).config_changed().unwrap();
             }

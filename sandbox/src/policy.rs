@@ -260,7 +260,7 @@ pub const CALLS: &[Entry] = entries! {
     "fcntl F_GETFD", fcntl, &[is(1, "F_GETFD", bits(libc::F_GETFD))], EVERY, "the standard library looks whether what it closes is open, in debug builds", on("edu-pair", "devices_are_described");
     "fcntl F_GETFL", fcntl, &[is(1, "F_GETFL", bits(libc::F_GETFL))], LOOP, "whether memory is open for writing", on("edu-pair", "dma_arrives_in_guest_memory");
     "fcntl F_GET_SEALS", fcntl, &[is(1, "F_GET_SEALS", bits(libc::F_GET_SEALS))], LOOP, "whether memory may shrink", on("edu-pair", "dma_arrives_in_guest_memory");
-    "fcntl F_DUPFD_CLOEXEC", fcntl, &[is(1, "F_DUPFD_CLOEXEC", bits(libc::F_DUPFD_CLOEXEC))], LOOP_AND_WORKER, "guest memory on a kernel without IOMMU_IOAS_MAP_FILE; a device whose BARs its client maps; something to close when there are too many descriptors", on_6_12("edu-pair", "dma_arrives_in_guest_memory");
+    "fcntl F_DUPFD_CLOEXEC", fcntl, &[is(1, "F_DUPFD_CLOEXEC", bits(libc::F_DUPFD_CLOEXEC))], LOOP_AND_WORKER, "guest memory on a kernel without IOMMU_IOAS_MAP_FILE; a device whose BARs its client maps; the page of a control ring; something to close when there are too many descriptors", on_6_12("edu-pair", "dma_arrives_in_guest_memory");
     "fcntl F_SETFD", fcntl, &[is(1, "F_SETFD", bits(libc::F_SETFD)), is(2, "FD_CLOEXEC", bits(libc::FD_CLOEXEC))], LOOP_AND_WORKER, "musl does so after F_DUPFD_CLOEXEC", untestable("tests are not built with musl");
     "ioctl FIONBIO", ioctl, &[is(1, "FIONBIO", 0x5421)], LOOP, "sockets that were handed over do not block", on("edu-pair", "dma_arrives_in_guest_memory");
     "getsockopt SO_DOMAIN", getsockopt, &SO_DOMAIN, LOOP, "what kind of socket was handed over", on("edu-pair", "a_face_needs_a_unix_stream");
@@ -398,7 +398,7 @@ pub const REQUESTS: &[Request] = &[
         ioctl::IOMMU_IOAS_IOVA_RANGES,
         LOOP_AND_WORKER,
         "what the IOMMU can map",
-        on("edu-pair", "devices_are_described"),
+        on("edu-pair", "dma_arrives_in_guest_memory"),
     ),
     request(
         ioctl::IOMMU_DESTROY,

@@ -17,6 +17,7 @@ pub mod launched_vm;
 pub mod legacy_group;
 pub mod mapped_bar;
 pub mod modelled_vm;
+pub mod network;
 pub mod node;
 pub mod pci_function;
 pub mod raw_client;

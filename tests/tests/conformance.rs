@@ -42,5 +42,6 @@ topologies! {
     switch: "switch";
     virtio_pair: "virtio-pair";
     virtio_rng: "virtio-rng";
+    virtio_queues: "virtio-queues";
     virtio_trio: "virtio-trio";
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use protocol::extension::{Cookie, Face, GroupReason, ResetMethod, ResetOutcome, RowReason};
 use protocol::features::{ProtocolFeatures, VirtioFeatures};
-use protocol::vhost_user::{Frontend, Vring};
+use protocol::vhost_user::{Frontend, FrontendError, Vring};
 use rustix::io::Errno;
 use vfio::model::order::{DriverOrder, FunctionOrder, Nothing};
 use vfio::model::{Fault, Order, Settings};
@@ -19,6 +19,7 @@ use vhost_device_vfio_tests::driver_ring::DriverRing;
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
 use vhost_device_vfio_tests::host::ModelledMachine;
 use vhost_device_vfio_tests::interrupt::Interrupt;
+use vhost_device_vfio_tests::network::{MEMORY, Network, ONE_PAIR, TWO_PAIRS};
 use vhost_device_vfio_tests::server_process::{PATIENCE, wait_until};
 use vhost_device_vfio_tests::vmm::{Vmm, refusal};
 
@@ -215,5 +216,69 @@ fn where_the_kernel_rings_no_doorbell_the_server_does() {
         kick.signal();
         assert!(wait_until(|| ring.is_done()) && call.fires());
         assert_eq!(ring.outcome().0, 0);
+    }
+}
+
+/// What comes of using two queue pairs of a network device, and of one pair afterwards.
+fn expect_one_pair_only(machine: &ModelledMachine, address: &str, expected: (&str, Errno)) {
+    let mut vmm = Vmm::on(&machine.host());
+    vmm.add(1, address).unwrap();
+    let memory = GuestMemory::new(0, MEMORY);
+    let (near, far) = UnixStream::pair().unwrap();
+    vmm.control.serve(Cookie(1), Face::VhostUser, far).unwrap();
+    let mut network = Network::connect(near, &memory);
+    let (id, errno) = expected;
+    match network.start(TWO_PAIRS, 2, [0; 4]) {
+        Err(FrontendError::Refused { errno: Some(told), .. }) => assert_eq!(told, errno),
+        other => panic!("{other:?} instead of a refusal"),
+    }
+    vmm.server.wait_for_log(id);
+    network.frontend.reset_device().unwrap();
+    network.begin_anew();
+    network.start(TWO_PAIRS, 1, [0; 4]).unwrap();
+    network.find_other();
+    network.expect_works(0, b"one-pair");
+    network.stop();
+    network.frontend.reset_device().unwrap();
+    network.begin_anew();
+    network.start(ONE_PAIR, 1, [0; 4]).unwrap();
+    network.find_other();
+}
+
+#[test]
+fn a_device_that_refuses_to_use_two_queue_pairs_uses_one() {
+    let machine = machine("broken-control-queues", &[]);
+    expect_one_pair_only(&machine, FIRST, ("control-command-refused", Errno::IO));
+}
+
+#[test]
+fn a_device_that_does_not_answer_commands_uses_one_queue_pair() {
+    let machine = machine("broken-control-queues", &[]);
+    expect_one_pair_only(&machine, SECOND, ("control-command-unanswered", Errno::TIMEDOUT));
+}
+
+#[test]
+fn the_page_of_a_control_ring_is_mapped_for_as_long_as_it_is_needed() {
+    for kernel in ["7.3", "6.12"] {
+        let machine = ModelledMachine::of_kernel("virtio-queues", kernel);
+        let mut vmm = Vmm::on(&machine.host());
+        vmm.add(1, FIRST).unwrap();
+        let memory = GuestMemory::new(0, MEMORY);
+        let (near, far) = UnixStream::pair().unwrap();
+        vmm.control.serve(Cookie(1), Face::VhostUser, far).unwrap();
+        let mut network = Network::connect(near, &memory);
+        let mapped = || line(&machine, "mapped-bytes");
+        let page = rustix::param::page_size() as u64;
+        network.start(ONE_PAIR, 1, [0; 4]).unwrap();
+        assert_eq!(mapped(), MEMORY, "one pair needs no commands");
+        network.frontend.stop_vring(0).unwrap();
+        network.frontend.reset_device().unwrap();
+        network.start(TWO_PAIRS, 2, [0; 4]).unwrap();
+        assert_eq!(mapped(), MEMORY + page);
+        let bases = network.stop();
+        assert_eq!(mapped(), MEMORY + page, "the device shall go on");
+        network.start(TWO_PAIRS, 2, bases).unwrap();
+        drop(network);
+        assert!(wait_until(|| mapped() == 0), "the client is gone");
     }
 }

@@ -37,4 +37,6 @@ lanes! {
     switch: "switch", "7.3";
     virtio_pair: "virtio-pair", "7.3";
     virtio_rng: "virtio-rng", "7.3";
+    virtio_queues: "virtio-queues", "7.3";
+    virtio_queues_on_6_12: "virtio-queues", "6.12";
 }

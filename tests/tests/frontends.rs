@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 use protocol::features::ProtocolFeatures;
-use protocol::vhost_user::{DeviceReply, DeviceRequest};
+use protocol::vhost_user::{DeviceReply, DeviceRequest, VringRequest};
 use protocol::{Connection, Descriptors, Endpoint, Frame, Header, VhostUserHeader};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::SealFlags;
@@ -131,7 +131,9 @@ fn answer_everything(socket: UnixStream) {
         let header = frame.header;
         let reply = match DeviceRequest::parse(frame).unwrap() {
             DeviceRequest::GetConfig(access) => DeviceReply::Config { access, data: vec![0; 57] },
-            DeviceRequest::GetVringBase { queue } => DeviceReply::VringBase { queue, base: 7 },
+            DeviceRequest::Vring { queue, request: VringRequest::GetBase } => {
+                DeviceReply::VringBase { queue, base: 7 }
+            }
             DeviceRequest::SetProtocolFeatures(features) => {
                 agreed = features;
                 DeviceReply::Done

@@ -16,14 +16,14 @@ use std::sync::Arc;
 
 use protocol::extension::{Cookie, IoasChoice};
 use rustix::io::Errno;
-use vfio::{Device, Hwpt, Ioas, Iommufd};
+use vfio::{Device, Hwpt, Ioas, Iommufd, Iova};
 
 use crate::failure::Failure;
 use crate::memory::plan::Areas;
 use crate::memory::region::OpenFiles;
 use crate::memory::union::MemoryUnion;
 use crate::memory::view::MAX_MAPPINGS;
-use crate::memory::{GuestRange, Mapping, MemoryView};
+use crate::memory::{GuestAddress, GuestRange, Mapping, MemoryRegion, MemoryView};
 use crate::memory_lock::MemoryLimit;
 
 /// Whose description of the memory.
@@ -33,6 +33,8 @@ pub enum ViewOf {
     Table,
     /// What the client of this device's data face maps.
     Device(Cookie),
+    /// The page of this device's control ring, which is driven here: no client describes it.
+    ControlRing(Cookie),
 }
 
 /// A client changes its view.
@@ -190,6 +192,32 @@ impl AddressSpace {
         changes.into_iter().flat_map(|change| self.change_view(of, vec![change], devices)).collect()
     }
 
+    /// Maps the page of a device's control ring, as far from guest memory as devices reach. Where they see it; it stays there.
+    ///
+    /// # Errors
+    ///
+    /// There is no such address, or it cannot be mapped.
+    pub fn map_control_ring(
+        &mut self,
+        cookie: Cookie,
+        page: &MemoryRegion,
+        devices: &[Arc<Device>],
+    ) -> Result<Iova, Failure> {
+        let of = ViewOf::ControlRing(cookie);
+        let mapped = self.views.get(&of).and_then(|view| view.mappings().next());
+        if let Some(mapped) = mapped {
+            return Ok(Iova(mapped.range().address().0));
+        }
+        let ranges = self.ioas.iova_ranges().map_err(Failure::no_address_space)?;
+        let address = self.wanted.highest_gap(&ranges, page.size());
+        let region = address.and_then(|address| page.clone().moved_to(address));
+        let region = region.ok_or_else(|| Failure::control_memory("guest memory is at all addresses"))?;
+        let address = Iova(region.address().0);
+        let change = ViewChange::Map(Mapping::Backed(region));
+        self.change_view(of, vec![change], devices).into_iter().collect::<Result<(), _>>()?;
+        Ok(address)
+    }
+
     /// Takes a client's view away, because it is gone. What cannot be unmapped is in the log, and tried again with the next
     /// change.
     pub fn clear(&mut self, of: ViewOf, devices: &[Arc<Device>]) {
@@ -220,7 +248,7 @@ impl AddressSpace {
                 if let Some(Err(other)) = mapping.region().map(|region| self.wanted.add(region)) {
                     let address = mapping.range().address();
                     view.remove(*mapping.range())?;
-                    return Err(Failure::region_conflicts(address.0, other.0));
+                    return Err(self.conflict(address, other));
                 }
                 done.push(Changed::Added(mapping));
             }
@@ -241,6 +269,15 @@ impl AddressSpace {
             }
         }
         Ok(())
+    }
+
+    /// Why memory cannot be at an address: there is other memory.
+    fn conflict(&self, address: GuestAddress, other: GuestAddress) -> Failure {
+        let is_control = self.views.iter().any(|(of, view)| {
+            matches!(of, ViewOf::ControlRing(_)) && view.mappings().any(|own| own.range().address() == other)
+        });
+        let refusal = if is_control { Failure::region_taken } else { Failure::region_conflicts };
+        refusal(address.0, other.0)
     }
 
     /// Takes back what was noted, the last first.

@@ -7,7 +7,9 @@ use std::os::fd::OwnedFd;
 
 use protocol::extension::Cookie;
 use protocol::features::{ProtocolFeatures, VirtioFeatures};
-use protocol::vhost_user::{BackedRegion, ConfigAccess, DeviceReply, DeviceRequest, MemoryRegion};
+use protocol::vhost_user::{
+    BackedRegion, ConfigAccess, DeviceReply, DeviceRequest, MemoryRegion, VringRequest,
+};
 use vfio::Iova;
 
 use crate::failure::Failure;
@@ -88,7 +90,8 @@ impl VhostUserSession {
     pub fn open(&mut self, drive: Box<Drive>, may_map_doorbells: bool) {
         self.may_map_doorbells = may_map_doorbells;
         let function = drive.function();
-        self.course = Some(Course::new(function.features(), function.largest_sizes().to_vec()));
+        let sizes = function.largest_sizes().to_vec();
+        self.course = Some(Course::new(function.features(), sizes, function.queue_pairs()));
         self.drive = Some(drive);
     }
 
@@ -237,49 +240,36 @@ impl VhostUserSession {
                 return Ok(Step::Memory(vec![FrontendTable::addition(region)?]));
             }
             DeviceRequest::RemoveMemoryRegion(region) => return self.remove_memory(region),
-            about_ring => return self.describe(about_ring),
+            DeviceRequest::Vring { queue, request } => return self.describe(queue, request),
         };
         Ok(Step::Reply(reply))
     }
 
-    fn describe(&mut self, request: DeviceRequest) -> Result<Step, Failure> {
+    fn describe(&mut self, queue: u8, request: VringRequest) -> Result<Step, Failure> {
         let Some(course) = &mut self.course else { return Err(Failure::unknown_device(self.cookie.0)) };
-        let mut reply = DeviceReply::Done;
+        let ring = queue.into();
         let actions = match request {
-            DeviceRequest::SetVringSize { queue, size } => {
-                course.set_size(queue.into(), size.into()).map(|()| Vec::new())
-            }
-            DeviceRequest::SetVringAddress { queue, descriptors, available, used } => {
+            VringRequest::SetSize(size) => course.set_size(ring, size.into()).map(|()| Vec::new()),
+            VringRequest::SetAddress { descriptors, available, used } => {
                 return self.place(queue, [descriptors, available, used]);
             }
-            DeviceRequest::SetVringBase { queue, base } => {
-                course.set_base(queue.into(), Base(base)).map(|()| Vec::new())
+            VringRequest::SetBase(base) => course.set_base(ring, Base(base)).map(|()| Vec::new()),
+            VringRequest::GetBase => {
+                let (Base(base), actions) = course.stop(ring)?;
+                return Ok(self.step(actions, DeviceReply::VringBase { queue, base }));
             }
-            DeviceRequest::GetVringBase { queue } => {
-                course.stop(queue.into()).map(|(Base(base), actions)| {
-                    reply = DeviceReply::VringBase { queue, base };
-                    actions
-                })
-            }
-            DeviceRequest::SetVringKick { queue, eventfd } => {
-                received(eventfd).and_then(|kick| course.set_kick(queue.into(), kick))
-            }
-            DeviceRequest::SetVringCall { queue, eventfd } => {
-                received(eventfd).and_then(|call| course.set_call(queue.into(), call))
-            }
-            DeviceRequest::SetVringError { queue, eventfd } => {
+            VringRequest::SetKick(eventfd) => received(eventfd).and_then(|kick| course.set_kick(ring, kick)),
+            VringRequest::SetCall(eventfd) => received(eventfd).and_then(|call| course.set_call(ring, call)),
+            VringRequest::SetError(eventfd) => {
                 match received(eventfd)? {
                     Some(eventfd) => drop(self.errors.insert(queue, eventfd)),
                     None => drop(self.errors.remove(&queue)),
                 }
                 Ok(Vec::new())
             }
-            DeviceRequest::SetVringEnable { queue, is_enabled } => {
-                course.set_enabled(queue.into(), is_enabled)
-            }
-            _ => Ok(Vec::new()),
+            VringRequest::SetEnabled(is_enabled) => course.set_enabled(ring, is_enabled),
         };
-        actions.map(|actions| self.step(actions, reply))
+        actions.map(|actions| self.step(actions, DeviceReply::Done))
     }
 
     /// What the face offers.

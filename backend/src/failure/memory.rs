@@ -78,6 +78,13 @@ impl Failure {
         Self::region("region-conflicts", Errno::EXIST, address, why, "Start a server for each VM")
     }
 
+    /// The server has something there.
+    pub fn region_taken(address: u64, other: u64) -> Self {
+        let why = format!("the control ring of a network device, which the server drives, is at {other:#x}");
+        let fix = "Describe the memory before the device is started, or give the device one queue pair";
+        Self::region("region-taken", Errno::EXIST, address, why, fix)
+    }
+
     /// In a range that the IOMMU keeps for itself.
     pub fn region_reserved(address: u64, hole: &str) -> Self {
         let why = format!("the IOMMU cannot map {hole}, as it does not the window for interrupt messages");

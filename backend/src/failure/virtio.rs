@@ -201,6 +201,51 @@ impl Failure {
         )
     }
 
+    /// The frontend left it to the server.
+    pub fn ring_is_ours(ring: RingIndex) -> Self {
+        failure(
+            "ring-is-the-servers",
+            Errno::PERM,
+            format!("a message about {ring} was refused"),
+            "it is the control ring, which the server drives for a frontend that acknowledges VIRTIO_NET_F_MQ and not \
+             VIRTIO_NET_F_CTRL_VQ",
+            "acknowledge both, or leave the ring alone",
+        )
+    }
+
+    /// There is nowhere to put a control ring.
+    pub fn control_memory(why: impl AsRef<str>) -> Self {
+        failure(
+            "control-memory-missing",
+            Errno::NOSPC,
+            "a network device cannot use several queue pairs",
+            format!("there is no memory for its control ring: {}", why.as_ref()),
+            "give the virtual machine's device one queue pair (QEMU: queues=1)",
+        )
+    }
+
+    /// The device does not want to.
+    pub fn control_refused(device: PciAddress, pairs: u16, answer: u8) -> Self {
+        failure(
+            "control-command-refused",
+            Errno::IO,
+            format!("device {device} cannot use {pairs} queue pairs"),
+            format!("it answered the command with {answer:#04x}, and 0 is good"),
+            "give the virtual machine's device one queue pair (QEMU: queues=1); see whether the device's firmware is in order",
+        )
+    }
+
+    /// The device does not say.
+    pub fn control_unanswered(device: PciAddress, pairs: u16) -> Self {
+        failure(
+            "control-command-unanswered",
+            Errno::TIMEDOUT,
+            format!("device {device} cannot use {pairs} queue pairs"),
+            "it did not answer the command within 2 s",
+            "reset the device; see whether its firmware is in order",
+        )
+    }
+
     /// The features changed in the middle.
     pub fn features_are_in_use() -> Self {
         failure(

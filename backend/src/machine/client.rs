@@ -91,7 +91,8 @@ impl Machine {
     pub fn drive_device(&mut self, cookie: Cookie, drive: Box<Drive>, actions: Vec<Action>) -> Job {
         self.held = vec![cookie];
         self.drive(Event::Touched(cookie));
-        Job::Drive { cookie, drive, actions }
+        let control = self.control_change(cookie, &drive, &actions);
+        Job::Drive { cookie, drive, actions, control }
     }
 
     /// Something was done to a device for its frontend.

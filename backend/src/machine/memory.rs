@@ -10,9 +10,15 @@ use vfio::Device;
 use super::{Machine, Slot};
 use crate::address_space::{AddressSpace, ViewChange, ViewOf};
 use crate::failure::Failure;
-use crate::job::{Job, ReleasedSpace};
+use crate::job::{ControlChange, Job, ReleasedSpace};
 use crate::memory::MemoryView;
 use crate::owner::{ConnectionId, Owner};
+use crate::virtio::{Action, Drive};
+
+/// What is mapped for the sake of a device's client.
+pub(super) fn views_of(cookie: Cookie) -> Vec<ViewOf> {
+    vec![ViewOf::Device(cookie), ViewOf::ControlRing(cookie)]
+}
 
 impl Machine {
     /// Puts another memory table in force: the one that `change` makes of the present one.
@@ -48,7 +54,7 @@ impl Machine {
 
     /// What the client of a device's data face has described is gone with it. `None` where that is nothing.
     pub fn drop_view(&mut self, cookie: Cookie) -> Option<Job> {
-        match self.clear(vec![ViewOf::Device(cookie)]) {
+        match self.clear(views_of(cookie)) {
             ReleasedSpace::Untouched => None,
             address_space => Some(Job::Release { devices: Vec::new(), address_space }),
         }
@@ -76,6 +82,29 @@ impl Machine {
             views,
             devices,
         })
+    }
+
+    /// What becomes of the page of a device's control ring when this is done to the device.
+    pub(super) fn control_change(
+        &mut self,
+        cookie: Cookie,
+        drive: &Drive,
+        actions: &[Action],
+    ) -> Result<ControlChange, Failure> {
+        let needs_page = actions.iter().any(|action| matches!(action, Action::SetUpControl(_)));
+        match (needs_page, drive.has_control_page()) {
+            (true, false) => {
+                self.describable()?;
+                let page = self.control_memory.page(cookie)?;
+                let devices = self.attached();
+                Ok(ControlChange::Map { page, address_space: self.take_address_space()?, devices })
+            }
+            (false, true) if actions.contains(&Action::Reset) => {
+                let devices = self.attached();
+                Ok(ControlChange::Unmap { address_space: self.take_address_space()?, devices })
+            }
+            _ => Ok(ControlChange::Unchanged),
+        }
     }
 
     /// The devices that are attached to the address space.

@@ -27,7 +27,9 @@ use vfio::{Iommufd, PciAddress, Sysfs, UnboundDevice};
 
 pub use self::client::Exposed;
 pub use self::course::Effect;
+use self::memory::views_of;
 use crate::address_space::{AddressSpace, ViewOf};
+use crate::control_memory::ControlMemory;
 use crate::device::{DataFace, HeldDevice, Quiescer};
 use crate::failure::Failure;
 use crate::job::{Completion, Job, ReleasedSpace};
@@ -72,6 +74,7 @@ pub struct Machine {
     sysfs: Arc<Sysfs>,
     devices: BTreeMap<Cookie, HeldDevice>,
     address_space: Slot,
+    control_memory: ControlMemory,
     /// Whether nothing more is handed over.
     has_fixed_devices: bool,
     memory_limit: MemoryLimit,
@@ -93,11 +96,12 @@ pub struct Machine {
 
 impl Machine {
     /// A machine without devices. What limits it is this process's from now on.
-    pub fn new(sysfs: Sysfs, policies: Policies) -> Self {
+    pub fn new(sysfs: Sysfs, policies: Policies, control_memory: ControlMemory) -> Self {
         Self {
             sysfs: Arc::new(sysfs),
             devices: BTreeMap::new(),
             address_space: Slot::Empty,
+            control_memory,
             has_fixed_devices: false,
             memory_limit: MemoryLimit::of_this_process(),
             memory_owner: None,
@@ -165,7 +169,7 @@ impl Machine {
             return Err(Failure::not_yours("the device's removal"));
         }
         let devices = self.forget([cookie]);
-        Ok(Job::Release { devices, address_space: self.clear(vec![ViewOf::Device(cookie)]) })
+        Ok(Job::Release { devices, address_space: self.clear(views_of(cookie)) })
     }
 
     /// The devices leave the machine, with what it takes to stop them.
@@ -174,6 +178,7 @@ impl Machine {
         for cookie in cookies {
             devices.extend(self.devices.remove(&cookie).map(|device| device.quiescer()));
             self.known_groups.remove(&cookie);
+            self.control_memory.give_back(cookie);
             self.drive(Event::DeviceRemoved(cookie));
         }
         devices
@@ -191,7 +196,7 @@ impl Machine {
         if cookies.is_empty() && !owns_space && !owns_memory {
             return None;
         }
-        let mut views: Vec<_> = cookies.iter().copied().map(ViewOf::Device).collect();
+        let mut views: Vec<_> = cookies.iter().copied().flat_map(views_of).collect();
         let devices = self.forget(cookies);
         // With the address space goes the memory in it, whoever described that.
         if owns_space || owns_memory {
@@ -229,7 +234,7 @@ impl Machine {
 
     /// Takes a finished job back and says what came of it.
     pub fn finish(&mut self, completion: Completion) -> Result<Answer, Failure> {
-        if let Completion::Driven(cookie, drive, _) = &completion {
+        if let Completion::Driven { cookie, drive, .. } = &completion {
             // Before it is quieted, if its client has gone meanwhile.
             self.note_driven(*cookie, drive.is_active());
         }
@@ -265,7 +270,10 @@ impl Machine {
             }
             Completion::ConfigWritten(outcome) => outcome.map(|()| Answer::Done),
             Completion::DriveTaken(_, outcome) => outcome.map(Answer::DriveTaken),
-            Completion::Driven(_, drive, outcome) => Ok(Answer::Driven(drive, outcome)),
+            Completion::Driven { drive, outcome, address_space, .. } => {
+                self.put_address_space(address_space);
+                Ok(Answer::Driven(drive, outcome))
+            }
         }
     }
 

@@ -207,6 +207,13 @@ impl MemoryRegion {
         Self { range, backing, access: self.access }
     }
 
+    /// The same memory elsewhere; `None` where there are not so many addresses.
+    #[must_use]
+    pub fn moved_to(self, address: GuestAddress) -> Option<Self> {
+        let range = GuestRange::new(address, self.range.size)?;
+        Some(Self { range, ..self })
+    }
+
     /// The same with another permission.
     #[must_use]
     pub fn with_access(self, access: Access) -> Self {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use vfio::Access;
+use vfio::ioas::IovaRanges;
 
 use super::region::{GuestAddress, GuestRange, MemoryRegion};
 
@@ -124,6 +125,23 @@ impl MemoryUnion {
         before.into_iter().chain(others).map(|(_, stretch)| stretch.wanted())
     }
 
+    /// Where the highest `size` addresses begin that can be mapped and that nobody wants.
+    pub fn highest_gap(&self, ranges: &IovaRanges, size: u64) -> Option<GuestAddress> {
+        let aligned = |address: u64| Some(address - address.checked_rem(ranges.alignment)?);
+        ranges.usable.iter().rev().find_map(|range| {
+            let mut end = range.last.0.saturating_add(1);
+            loop {
+                let first = aligned(end.checked_sub(size)?)?;
+                let candidate =
+                    GuestRange::new(GuestAddress(first), size).filter(|_| first >= range.start.0)?;
+                match self.overlapping(candidate).next() {
+                    None => return Some(GuestAddress(first)),
+                    Some(wanted) => end = wanted.address().0,
+                }
+            }
+        })
+    }
+
     /// A region begins or ends here.
     fn cut(&mut self, at: u64) {
         *self.cuts.entry(at).or_default() += 1;
@@ -156,6 +174,8 @@ impl MemoryUnion {
 
 #[cfg(test)]
 mod tests {
+    use vfio::{Iova, IovaRange};
+
     use super::super::region::tests::{PAGE, region};
     use super::*;
 
@@ -207,6 +227,33 @@ mod tests {
         union.add(&region(0, 8)).unwrap();
         assert_eq!(union.add(&region(7 * PAGE, 2)), Err(GuestAddress(0)));
         assert_eq!(pages(&union), [(0, 8, Access::ReadWrite)]);
+    }
+
+    #[test]
+    fn the_highest_gap_is_at_the_top_and_below_what_is_wanted() {
+        let range =
+            |first: u64, end: u64| IovaRange { start: Iova(first * PAGE), last: Iova(end * PAGE - 1) };
+        let ranges = IovaRanges { usable: vec![range(0, 8), range(16, 20)], alignment: PAGE };
+        let mut union = MemoryUnion::default();
+        let gap = |union: &MemoryUnion, pages: u64| {
+            union.highest_gap(&ranges, pages * PAGE).map(|GuestAddress(address)| address / PAGE)
+        };
+        assert_eq!((gap(&union, 1), gap(&union, 4), gap(&union, 5)), (Some(19), Some(16), Some(3)));
+        union.add(&region(17 * PAGE, 2)).unwrap();
+        assert_eq!((gap(&union, 1), gap(&union, 2)), (Some(19), Some(6)));
+        union.add(&region(19 * PAGE, 1)).unwrap();
+        assert_eq!(gap(&union, 1), Some(16));
+        union.add(&region(16 * PAGE, 1)).unwrap();
+        union.add(&region(0, 8)).unwrap();
+        assert_eq!(gap(&union, 1), None);
+    }
+
+    #[test]
+    fn the_last_addresses_of_all_are_no_gap() {
+        let all = IovaRange { start: Iova(0), last: Iova(u64::MAX) };
+        let ranges = IovaRanges { usable: vec![all], alignment: PAGE };
+        let found = MemoryUnion::default().highest_gap(&ranges, PAGE);
+        assert_eq!(found, Some(GuestAddress(u64::MAX - 2 * PAGE + 1)));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use self::hardware::{Driven, Hardware};
 use super::eventfd::Eventfd;
 use super::features::{PROTOCOL_FEATURES, RING_PACKED, for_guest};
+use super::queue_pairs::QueuePairs;
 use super::rings::{Base, Placement, Ring, RingAreas, RingIndex, ring_size};
 use super::transport::DeviceStatus;
 use crate::failure::Failure;
@@ -48,8 +49,12 @@ pub enum Action {
     Start(Vec<Wire>),
     /// These are the eventfds in use from now on.
     Wire(Vec<Wire>),
+    /// Give it its control ring, which is driven here.
+    SetUpControl(RingIndex),
     /// Tell it to look at a ring.
     Notify(RingIndex),
+    /// Have it use so many queue pairs, by its control ring.
+    UsePairs(u16),
     /// Tell the driver to look at its rings.
     Interrupt,
     /// Stop it with everything that it has: no kick, no interrupt, no access to memory.
@@ -61,6 +66,8 @@ pub enum Action {
 pub struct Course {
     offered: u64,
     largest_sizes: Vec<u16>,
+    /// Of a network device that has several.
+    queue_pairs: Option<QueuePairs>,
     /// As the frontend acknowledged them.
     features: Option<u64>,
     /// Whether the frontend tells the status of its driver.
@@ -76,11 +83,12 @@ pub struct Course {
 }
 
 impl Course {
-    /// With a device that was reset, which offers `features` and has rings of these sizes at most.
-    pub fn new(features: u64, largest_sizes: Vec<u16>) -> Self {
+    /// With a device that was reset, which offers `features` and has rings of these sizes at most, and perhaps queue pairs.
+    pub fn new(features: u64, largest_sizes: Vec<u16>, queue_pairs: Option<QueuePairs>) -> Self {
         Self {
             offered: for_guest(features),
             largest_sizes,
+            queue_pairs,
             features: None,
             tells_status: false,
             status: None,
@@ -115,14 +123,14 @@ impl Course {
     ///
     /// # Errors
     ///
-    /// Some were not offered, or the device runs with others.
+    /// Some were not offered, the device runs with others, or the control ring would be both sides'.
     pub fn set_features(&mut self, features: u64) -> Result<(), Failure> {
         let excess = features & !(self.offered | PROTOCOL_FEATURES);
         let is_other = |driven: &Driven| driven.features != features & !PROTOCOL_FEATURES;
         let refusal = match &self.hardware {
             _ if excess != 0 => Some(Failure::feature_not_offered(excess)),
             Hardware::Running(driven) if is_other(driven) => Some(Failure::features_are_in_use()),
-            _ => None,
+            _ => self.control_ring(features).filter(|ring| self.is_started(*ring)).map(Failure::ring_is_ours),
         };
         if let Some(failure) = refusal {
             self.fault = Some(failure.clone());
@@ -381,8 +389,20 @@ impl Course {
 
     fn find(&self, ring: u64) -> Result<RingIndex, Failure> {
         let count = self.ring_count();
-        let index = u16::try_from(ring).ok().filter(|ring| *ring < count);
-        index.map(RingIndex).ok_or_else(|| Failure::no_such_ring(ring, count))
+        let index = u16::try_from(ring).ok().filter(|ring| *ring < count).map(RingIndex);
+        match self.features.and_then(|features| self.control_ring(features)) {
+            Some(control) if index == Some(control) => Err(Failure::ring_is_ours(control)),
+            _ => index.ok_or_else(|| Failure::no_such_ring(ring, count)),
+        }
+    }
+
+    /// The control ring, if it is driven here for a frontend that acknowledged these features.
+    fn control_ring(&self, features: u64) -> Option<RingIndex> {
+        self.queue_pairs.filter(|_| QueuePairs::are_set_here(features)).map(QueuePairs::control_ring)
+    }
+
+    fn is_started(&self, index: RingIndex) -> bool {
+        self.rings.get(&index).is_some_and(Ring::is_started)
     }
 
     fn ring(&mut self, index: RingIndex) -> &mut Ring {

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use vfio::irq::{IrqData, IrqSet};
-use vfio::{Device, IrqAction, IrqIndex};
+use vfio::{Device, Iova, IrqAction, IrqIndex};
 
+use super::control_ring::ControlRing;
 use super::course::{Action, Wire};
 use super::doorbell::DoorbellPage;
 use super::eventfd::Eventfd;
@@ -21,7 +22,8 @@ use super::features::RING_PACKED;
 use super::interrupts::{SharedVectors, Vectors};
 use super::kick::{Kick, Relay};
 use super::rings::{Placement, RingIndex};
-use super::transport::VirtioFunction;
+use super::transport::{NO_VECTOR, VirtioFunction};
+use crate::control_memory::ControlPage;
 use crate::failure::Failure;
 use crate::memory::MemoryView;
 
@@ -43,6 +45,9 @@ pub struct Drive {
     /// What the device was given since its last reset.
     rings: BTreeMap<RingIndex, Placement>,
     is_packed: bool,
+    /// For a control ring that is driven here, and where the device sees it.
+    control_page: Option<(ControlPage, Iova)>,
+    control_ring: Option<ControlRing>,
     /// Where the rings are.
     memory: MemoryView,
     shared: SharedVectors,
@@ -74,6 +79,8 @@ impl Drive {
             kicks: BTreeMap::new(),
             rings: BTreeMap::new(),
             is_packed: false,
+            control_page: None,
+            control_ring: None,
             memory: MemoryView::default(),
             shared: SharedVectors::default(),
         })
@@ -94,6 +101,17 @@ impl Drive {
         self.memory = memory;
     }
 
+    /// The device reaches this page for its control ring, there; or reaches it no more.
+    pub fn set_control_page(&mut self, page: Option<(ControlPage, Iova)>) {
+        self.control_ring = None;
+        self.control_page = page;
+    }
+
+    /// Whether there is a page for the control ring.
+    pub const fn has_control_page(&self) -> bool {
+        self.control_page.is_some()
+    }
+
     /// Whether the device has its interrupts, and may access memory.
     pub const fn is_active(&self) -> bool {
         !self.armed.is_empty()
@@ -108,6 +126,7 @@ impl Drive {
     pub fn forget(&mut self) {
         self.kicks.clear();
         self.rings.clear();
+        self.control_ring = None;
         self.armed.clear();
         self.shared = SharedVectors::default();
     }
@@ -130,6 +149,7 @@ impl Drive {
             Action::Reset => {
                 self.silence()?;
                 self.rings.clear();
+                self.control_ring = None;
                 self.function.reset()
             }
             Action::Negotiate(features) => {
@@ -145,12 +165,15 @@ impl Drive {
                 self.rings.remove(&ring);
                 self.function.reset_ring(ring)
             }
-            Action::Verify(rings) => rings.into_iter().try_for_each(|(ring, placement)| {
-                match self.function.holds(ring, &placement)? {
-                    None => Ok(()),
-                    Some(_) => Err(Failure::virtio_was_reset(self.function.address())),
-                }
-            }),
+            Action::Verify(rings) => {
+                let control = self.control_ring.as_ref().map(|ring| (ring.index(), *ring.placement()));
+                rings.into_iter().chain(control).try_for_each(|(ring, placement)| {
+                    match self.function.holds(ring, &placement)? {
+                        None => Ok(()),
+                        Some(_) => Err(Failure::virtio_was_reset(self.function.address())),
+                    }
+                })
+            }
             Action::Start(wires) => {
                 self.arm_calls(&wires)?;
                 self.function.set_config_vector(self.vectors.config())?;
@@ -163,12 +186,28 @@ impl Drive {
                 self.listen(wires)
             }
             Action::Notify(ring) => self.function.doorbell(ring)?.ring().map_err(Failure::device_call),
+            Action::SetUpControl(ring) => self.set_up_control(ring),
+            Action::UsePairs(pairs) => match &mut self.control_ring {
+                Some(ring) => ring.set_queue_pairs(&self.function, pairs),
+                None => Err(Failure::control_memory("the ring was not set up")),
+            },
             Action::Interrupt => self.interrupt(),
             Action::Silence => {
                 self.drain()?;
                 self.silence()
             }
         }
+    }
+
+    /// Without a vector: whoever gives a command looks for its answer.
+    fn set_up_control(&mut self, ring: RingIndex) -> Result<(), Failure> {
+        let no_page = || Failure::control_memory("none is mapped");
+        let (page, address) = self.control_page.clone().ok_or_else(no_page)?;
+        let largest = self.function.largest_size(ring);
+        let control = ControlRing::new(ring, largest, self.is_packed, page, address)?;
+        self.function.set_up(ring, control.placement(), NO_VECTOR)?;
+        self.control_ring = Some(control);
+        Ok(())
     }
 
     /// All of a ring has to be in memory: an access beside it would be lost, and the device with it.

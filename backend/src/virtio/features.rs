@@ -6,6 +6,7 @@ use virtio_bindings::virtio_config::{
     VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_ADMIN_VQ, VIRTIO_F_NOTIF_CONFIG_DATA, VIRTIO_F_NOTIFICATION_DATA,
     VIRTIO_F_ORDER_PLATFORM, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_SR_IOV, VIRTIO_F_VERSION_1,
 };
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 
 /// The device is none for legacy drivers only.
 pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
@@ -17,6 +18,10 @@ pub const RING_PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
 pub const ORDER_PLATFORM: u64 = 1 << VIRTIO_F_ORDER_PLATFORM;
 /// A ring can be reset alone.
 pub const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
+/// A network device's: it has several queue pairs (`VIRTIO_NET_F_MQ`).
+pub const NET_QUEUE_PAIRS: u64 = 1 << VIRTIO_NET_F_MQ;
+/// A network device's: it takes commands on a ring (`VIRTIO_NET_F_CTRL_VQ`).
+pub const NET_CONTROL_RING: u64 = 1 << VIRTIO_NET_F_CTRL_VQ;
 /// vhost's: every write to guest memory is logged (`VHOST_F_LOG_ALL`, linux/vhost.h).
 pub const LOG_ALL: u64 = 1 << 26;
 /// vhost-user's: there are protocol features (`VHOST_USER_F_PROTOCOL_FEATURES`, QEMU's docs/interop/vhost-user.rst).

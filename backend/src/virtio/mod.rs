@@ -7,11 +7,13 @@
 //! |---|---|
 //! | [`capability`], [`transport`] | where the function's registers are, and what they do |
 //! | [`features`], [`rings`] | what is negotiated, and what a frontend says of its rings |
+//! | [`queue_pairs`], [`control_ring`] | how many rings of a network device are in use, and how it is told |
 //! | [`course`] | what follows from what the frontend says: a pure state machine |
 //! | [`drive`] | doing that to the device |
 //! | [`interrupts`], [`kick`], [`doorbell`], [`eventfd`] | from the device to the frontend, and from there to the device |
 
 pub mod capability;
+pub mod control_ring;
 pub mod course;
 pub mod doorbell;
 pub mod drive;
@@ -19,6 +21,7 @@ pub mod eventfd;
 pub mod features;
 pub mod interrupts;
 pub mod kick;
+pub mod queue_pairs;
 pub mod rings;
 pub mod transport;
 
@@ -27,5 +30,6 @@ pub use self::doorbell::DoorbellPage;
 pub use self::drive::Drive;
 pub use self::eventfd::Eventfd;
 pub use self::kick::Relay;
+pub use self::queue_pairs::QueuePairs;
 pub use self::rings::{Base, RingAreas, RingIndex};
 pub use self::transport::{DeviceStatus, VirtioFunction};

@@ -18,6 +18,7 @@ use virtio_bindings::virtio_config::{
 use super::capability::{Structure, Structures};
 use super::doorbell::{Doorbell, page_size};
 use super::features;
+use super::queue_pairs::QueuePairs;
 use super::rings::{MAX_RINGS, Placement, RingAreas, RingIndex};
 use crate::failure::Failure;
 
@@ -44,7 +45,9 @@ mod common {
 }
 
 /// No vector, and what a device answers that has none left.
-const NO_VECTOR: u16 = 0xffff;
+pub const NO_VECTOR: u16 = 0xffff;
+/// The id of a network device's function (Virtio 1.3, 4.1.2.1).
+const NETWORK_DEVICE: u16 = 0x1041;
 /// A device in hardware may take its time to reset.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(1);
@@ -97,6 +100,7 @@ pub struct VirtioFunction {
     structures: Structures,
     features: u64,
     largest_sizes: Vec<u16>,
+    queue_pairs: Option<QueuePairs>,
 }
 
 impl fmt::Debug for VirtioFunction {
@@ -110,16 +114,37 @@ impl VirtioFunction {
     /// nothing. May take [some time](Self::reset).
     pub fn open(device: Arc<Device>) -> Result<Self, Failure> {
         let structures = Structures::of(&device)?;
-        let mut function = Self { device, structures, features: 0, largest_sizes: Vec::new() };
+        let mut function =
+            Self { device, structures, features: 0, largest_sizes: Vec::new(), queue_pairs: None };
         function.reset()?;
         function.features = function.read_features()?;
         if function.features & features::VERSION_1 == 0 {
             return Err(Failure::not_modern_virtio(function.address(), "it does not offer VERSION_1"));
         }
+        let most_pairs = function.most_queue_pairs()?;
+        if most_pairs > 1 {
+            // QEMU's devices have the rings of the other pairs from when on a driver has agreed to them.
+            function.negotiate(features::NET_QUEUE_PAIRS | features::NET_CONTROL_RING)?;
+        }
         let count = function.half(common::QUEUES)?.min(MAX_RINGS);
         let sizes = (0..count).map(|ring| function.select(RingIndex(ring))?.half(common::QUEUE_SIZE));
         function.largest_sizes = sizes.collect::<Result<_, _>>()?;
+        function.queue_pairs = QueuePairs::new(function.features, most_pairs, count);
+        if most_pairs > 1 {
+            function.reset()?;
+        }
         Ok(function)
+    }
+
+    /// How many queue pairs a network device has, of which it may use one only; 0 if it does not say.
+    fn most_queue_pairs(&self) -> Result<u16, Failure> {
+        const MOST_QUEUE_PAIRS: u64 = 8;
+        let (_, id) = ConfigSpace::new(&self.device).identity().map_err(Failure::device_call)?;
+        let mut most = [0; 2];
+        if id == NETWORK_DEVICE && self.features & features::NET_QUEUE_PAIRS != 0 {
+            self.read_config(MOST_QUEUE_PAIRS, &mut most)?;
+        }
+        Ok(u16::from_le_bytes(most))
     }
 
     /// The device.
@@ -140,6 +165,16 @@ impl VirtioFunction {
     /// The most entries that each ring can have; 0 for one that there is not.
     pub fn largest_sizes(&self) -> &[u16] {
         &self.largest_sizes
+    }
+
+    /// The most entries of one ring.
+    pub fn largest_size(&self, ring: RingIndex) -> u16 {
+        self.largest_sizes.get(usize::from(ring.0)).copied().unwrap_or_default()
+    }
+
+    /// The queue pairs of a network device that has several, and can be told how many to use.
+    pub const fn queue_pairs(&self) -> Option<QueuePairs> {
+        self.queue_pairs
     }
 
     /// How many bytes the configuration of its own has.

@@ -19,5 +19,5 @@ pub use config::{ConfigAccess, MAX_CONFIG};
 pub use frontend::{Frontend, FrontendError, Vring};
 pub use memory::{BackedRegion, MAX_TABLE_REGIONS, MemoryRegion, MemoryTableHeader, SingleMemoryRegion};
 pub use reply::DeviceReply;
-pub use request::DeviceRequest;
+pub use request::{DeviceRequest, VringRequest};
 pub use vring::{MAX_VRING_SIZE, VringAddress, VringDescriptor, VringState};

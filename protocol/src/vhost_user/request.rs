@@ -42,63 +42,12 @@ pub enum DeviceRequest {
     AddMemoryRegion(BackedRegion),
     /// `REM_MEM_REG`.
     RemoveMemoryRegion(MemoryRegion),
-    /// `SET_VRING_NUM`.
-    SetVringSize {
+    /// A request about one ring.
+    Vring {
         /// Which ring.
         queue: u8,
-        /// How many descriptors it has, 1 to [`MAX_VRING_SIZE`].
-        size: u16,
-    },
-    /// `SET_VRING_ADDR`; the addresses are aligned as virtio has it.
-    SetVringAddress {
-        /// Which ring.
-        queue: u8,
-        /// Where the descriptors are.
-        descriptors: u64,
-        /// Where the available ring is; of a packed ring the driver's event suppression.
-        available: u64,
-        /// Where the used ring is; of a packed ring the device's event suppression.
-        used: u64,
-    },
-    /// `SET_VRING_BASE`.
-    SetVringBase {
-        /// Which ring.
-        queue: u8,
-        /// Where it begins: bits 0-15 of a split ring, all of a packed one.
-        base: u32,
-    },
-    /// `GET_VRING_BASE`.
-    GetVringBase {
-        /// Which ring.
-        queue: u8,
-    },
-    /// `SET_VRING_KICK`.
-    SetVringKick {
-        /// Which ring.
-        queue: u8,
-        /// What the guest notifies it with; `None`: it is to be polled.
-        eventfd: Option<OwnedFd>,
-    },
-    /// `SET_VRING_CALL`.
-    SetVringCall {
-        /// Which ring.
-        queue: u8,
-        /// What it interrupts the guest with; `None`: it does not.
-        eventfd: Option<OwnedFd>,
-    },
-    /// `SET_VRING_ERR`.
-    SetVringError {
-        /// Which ring.
-        queue: u8,
-        /// What it tells an error with; `None`: it does not.
-        eventfd: Option<OwnedFd>,
-    },
-    /// `SET_VRING_ENABLE`.
-    SetVringEnable {
-        /// Which ring.
-        queue: u8,
-        /// Whether it is to be enabled.
-        is_enabled: bool,
+        /// What about it.
+        request: VringRequest,
     },
     /// `GET_CONFIG`.
     GetConfig(ConfigAccess),
@@ -117,6 +66,34 @@ pub enum DeviceRequest {
     GetStatus,
     /// `SET_STATUS`.
     SetStatus(u8),
+}
+
+/// A request about one ring.
+#[derive(Debug)]
+pub enum VringRequest {
+    /// `SET_VRING_NUM`: how many descriptors it has, 1 to [`MAX_VRING_SIZE`].
+    SetSize(u16),
+    /// `SET_VRING_ADDR`; the addresses are aligned as virtio has it.
+    SetAddress {
+        /// Where the descriptors are.
+        descriptors: u64,
+        /// Where the available ring is; of a packed ring the driver's event suppression.
+        available: u64,
+        /// Where the used ring is; of a packed ring the device's event suppression.
+        used: u64,
+    },
+    /// `SET_VRING_BASE`: where it begins; bits 0-15 of a split ring, all of a packed one.
+    SetBase(u32),
+    /// `GET_VRING_BASE`.
+    GetBase,
+    /// `SET_VRING_KICK`: what the guest notifies it with; `None`: it is to be polled.
+    SetKick(Option<OwnedFd>),
+    /// `SET_VRING_CALL`: what it interrupts the guest with; `None`: it does not.
+    SetCall(Option<OwnedFd>),
+    /// `SET_VRING_ERR`: what it tells an error with; `None`: it does not.
+    SetError(Option<OwnedFd>),
+    /// `SET_VRING_ENABLE`: whether it is to be enabled.
+    SetEnabled(bool),
 }
 
 impl DeviceRequest {
@@ -180,43 +157,30 @@ fn descriptors_allowed(request: RequestNumber) -> Option<(usize, usize)> {
 
 impl Message {
     fn vring_request(&mut self) -> Result<DeviceRequest, RequestError> {
-        Ok(match self.request {
+        type Request = VringRequest;
+        let (queue, request) = match self.request {
             RequestNumber::SET_VRING_NUM => {
                 let (queue, number) = self.vring_state()?;
                 let size = u16::try_from(number).ok().filter(|size| (1..=MAX_VRING_SIZE).contains(size));
-                DeviceRequest::SetVringSize {
-                    queue,
-                    size: size.ok_or_else(|| self.bad_field("num", number))?,
-                }
+                (queue, Request::SetSize(size.ok_or_else(|| self.bad_field("num", number))?))
             }
             RequestNumber::SET_VRING_ADDR => self.vring_address()?,
             RequestNumber::SET_VRING_BASE => {
                 let (queue, base) = self.vring_state()?;
-                DeviceRequest::SetVringBase { queue, base }
+                (queue, Request::SetBase(base))
             }
-            RequestNumber::GET_VRING_BASE => {
-                let (queue, _) = self.vring_state()?;
-                DeviceRequest::GetVringBase { queue }
-            }
-            RequestNumber::SET_VRING_KICK => {
-                let (queue, eventfd) = self.vring_descriptor()?;
-                DeviceRequest::SetVringKick { queue, eventfd }
-            }
-            RequestNumber::SET_VRING_CALL => {
-                let (queue, eventfd) = self.vring_descriptor()?;
-                DeviceRequest::SetVringCall { queue, eventfd }
-            }
-            RequestNumber::SET_VRING_ERR => {
-                let (queue, eventfd) = self.vring_descriptor()?;
-                DeviceRequest::SetVringError { queue, eventfd }
-            }
+            RequestNumber::GET_VRING_BASE => (self.vring_state()?.0, Request::GetBase),
+            RequestNumber::SET_VRING_KICK => self.vring_eventfd(Request::SetKick)?,
+            RequestNumber::SET_VRING_CALL => self.vring_eventfd(Request::SetCall)?,
+            RequestNumber::SET_VRING_ERR => self.vring_eventfd(Request::SetError)?,
             RequestNumber::SET_VRING_ENABLE => {
                 let (queue, number) = self.vring_state()?;
                 self.check(number <= 1, "num", number)?;
-                DeviceRequest::SetVringEnable { queue, is_enabled: number == 1 }
+                (queue, Request::SetEnabled(number == 1))
             }
             request => return Err(RequestError::Unknown { request }),
-        })
+        };
+        Ok(DeviceRequest::Vring { queue, request })
     }
 
     fn vring_state(&self) -> Result<(u8, u32), RequestError> {
@@ -224,7 +188,7 @@ impl Message {
         Ok((self.queue(index)?, num))
     }
 
-    fn vring_address(&self) -> Result<DeviceRequest, RequestError> {
+    fn vring_address(&self) -> Result<(u8, VringRequest), RequestError> {
         let VringAddress { index, flags, descriptor: descriptors, used, available, log: _ } =
             self.payload()?;
         let queue = self.queue(index)?;
@@ -232,11 +196,14 @@ impl Message {
         self.check(descriptors.is_multiple_of(16), "descriptor", descriptors)?;
         self.check(used.is_multiple_of(4), "used", used)?;
         self.check(available.is_multiple_of(2), "available", available)?;
-        Ok(DeviceRequest::SetVringAddress { queue, descriptors, available, used })
+        Ok((queue, VringRequest::SetAddress { descriptors, available, used }))
     }
 
-    /// The ring, and the eventfd that came just if the payload says so.
-    fn vring_descriptor(&mut self) -> Result<(u8, Option<OwnedFd>), RequestError> {
+    /// The ring, and what is to become of the eventfd, which came just if the payload says so.
+    fn vring_eventfd(
+        &mut self,
+        request: impl FnOnce(Option<OwnedFd>) -> VringRequest,
+    ) -> Result<(u8, VringRequest), RequestError> {
         let VringDescriptor(word) = self.payload()?;
         let index = word & !VringDescriptor::NO_DESCRIPTOR;
         let queue = u8::try_from(index).map_err(|_| self.bad_field("u64", word))?;
@@ -245,7 +212,7 @@ impl Message {
         if actual != expected {
             return Err(RequestError::Descriptors { request: self.request, expected, actual });
         }
-        Ok((queue, self.descriptors.pop()))
+        Ok((queue, request(self.descriptors.pop())))
     }
 
     /// Where in the configuration space; as many bytes follow as it says.

@@ -60,6 +60,8 @@ pub struct Passthrough {
     servers: Option<LaunchedVm>,
     /// Where the socket is, if not with the others.
     path: Option<PathBuf>,
+    /// Of network devices whose rings the hardware runs.
+    queue_pairs: u16,
 }
 
 impl Passthrough {
@@ -75,7 +77,15 @@ impl Passthrough {
         let arguments: Vec<_> =
             arguments.iter().copied().chain(rings).chain(functions.iter().copied()).collect();
         let start = || LaunchedVm::start(Host::current(), &arguments);
-        Self { way, functions: functions.into(), servers: (way != Way::InProcess).then(start), path: None }
+        let servers = (way != Way::InProcess).then(start);
+        Self { way, functions: functions.into(), servers, path: None, queue_pairs: 1 }
+    }
+
+    /// The same functions, network devices with so many queue pairs.
+    #[must_use]
+    pub fn with_queue_pairs(mut self, pairs: u16) -> Self {
+        self.queue_pairs = pairs;
+        self
     }
 
     /// One function, whose socket is at this path also after [`Self::start_again`].
@@ -87,7 +97,7 @@ impl Passthrough {
 
     /// One function, for which somebody else listens at this path.
     pub fn by_another(way: Way, function: &'static str, path: &Path) -> Self {
-        Self { way, functions: vec![function], servers: None, path: Some(path.into()) }
+        Self { way, functions: vec![function], servers: None, path: Some(path.into()), queue_pairs: 1 }
     }
 
     /// Ends the server if it is there, without a word, and starts another at the same path.
@@ -133,8 +143,9 @@ impl Passthrough {
             let socket = format!("socket,id=socket{number},path={}{again}", path.display());
             arguments.extend(["-chardev".into(), socket]);
             if self.way == Way::Rings && VirtioKind::of(function) == VirtioKind::Network {
-                arguments
-                    .extend(["-netdev".into(), format!("vhost-user,id=net{number},chardev=socket{number}")]);
+                let queues = self.queue_pairs;
+                let network = format!("vhost-user,id=net{number},chardev=socket{number},queues={queues}");
+                arguments.extend(["-netdev".into(), network]);
             }
         }
         arguments
@@ -160,7 +171,10 @@ impl Passthrough {
             }
             Way::Rings => match VirtioKind::of(function) {
                 VirtioKind::Network => {
-                    json!({ "driver": "virtio-net-pci", "netdev": format!("net{number}") })
+                    // A vector for each ring, one for the control ring and one for the configuration.
+                    let (pairs, network) = (self.queue_pairs, format!("net{number}"));
+                    let vectors = 2 * pairs + 2;
+                    json!({ "driver": "virtio-net-pci", "netdev": network, "mq": pairs > 1, "vectors": vectors })
                 }
                 VirtioKind::Block => {
                     let chardev = format!("socket{number}");

@@ -343,6 +343,7 @@ fn forgets_in_sleep(part: Part) -> bool {
         | Part::I82559er
         | Part::VirtioBlock
         | Part::VirtioNet
+        | Part::VirtioQueues(_)
         | Part::VirtioEntropy => true,
     }
 }

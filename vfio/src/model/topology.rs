@@ -44,7 +44,8 @@ pub enum KernelVersion {
 ///
 /// [[function]]
 /// address = "0000:01:00.0"
-/// part = "edu"                            # or "igb", "e1000e", "i82559er", "nvme", "virtio-blk", "virtio-net", "virtio-rng"
+/// part = "edu"                            # or "igb", "e1000e", "i82559er", "nvme", "virtio-blk", "virtio-net",
+///                                         # "virtio-net-mq", "virtio-net-mq-refusing", "virtio-net-mq-silent", "virtio-rng"
 /// group = 5                               # no IOMMU
 /// driver = "vfio-pci"                     # none
 /// reset = "flr"                           # the part's own way; or "pm", "none"
@@ -135,8 +136,21 @@ pub enum Part {
     VirtioBlock,
     /// A modern virtio network device.
     VirtioNet,
+    /// The same with two queue pairs.
+    VirtioQueues(ControlQueue),
     /// A modern virtio entropy device.
     VirtioEntropy,
+}
+
+/// What becomes of the commands of a network device with several queue pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlQueue {
+    /// They are carried out.
+    Answers,
+    /// They are refused: the device is broken.
+    Refuses,
+    /// Nothing: the device is broken.
+    Silent,
 }
 
 /// A way to reset one function alone.
@@ -250,9 +264,12 @@ impl Part {
         match self {
             Self::Edu => FunctionReset::Missing,
             Self::E1000e | Self::I82559er => FunctionReset::PowerManagement,
-            Self::Igb | Self::Nvme | Self::VirtioBlock | Self::VirtioNet | Self::VirtioEntropy => {
-                FunctionReset::FunctionLevel
-            }
+            Self::Igb
+            | Self::Nvme
+            | Self::VirtioBlock
+            | Self::VirtioNet
+            | Self::VirtioQueues(_)
+            | Self::VirtioEntropy => FunctionReset::FunctionLevel,
         }
     }
 }

@@ -6,15 +6,18 @@ use std::collections::BTreeMap;
 
 use super::{Action, Course, Wire};
 use crate::failure::Failure;
-use crate::virtio::features::{PROTOCOL_FEATURES, RING_RESET};
+use crate::virtio::features::{NET_CONTROL_RING, PROTOCOL_FEATURES, RING_RESET};
+use crate::virtio::queue_pairs::QueuePairs;
 use crate::virtio::rings::{Placement, Ring, RingIndex};
 use crate::virtio::transport::DeviceStatus;
 
 /// What the device has.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Driven {
     pub(super) features: u64,
     pub(super) rings: BTreeMap<RingIndex, Placement>,
+    /// How many queue pairs it uses, as far as that is set here.
+    pub(super) pairs: u16,
 }
 
 /// How the device is.
@@ -52,7 +55,8 @@ impl Course {
 
     /// A device that was reset gets all rings that are started.
     fn begin(&mut self, features: u64) -> Result<Vec<Action>, Failure> {
-        let mut driven = Driven { features, rings: BTreeMap::new() };
+        // A device that was reset uses one pair (Virtio 1.3, 5.1.5).
+        let mut driven = Driven { features, rings: BTreeMap::new(), pairs: 1 };
         for (index, ring) in self.started() {
             if !ring.base.is_beginning(self.is_packed()) {
                 return Err(Failure::ring_not_resumable(index, ring.base));
@@ -60,8 +64,11 @@ impl Course {
             driven.rings.insert(index, self.placement(index)?);
         }
         self.rings.values_mut().for_each(|ring| ring.stopped = None);
-        let mut actions = vec![Action::Reset, Action::Negotiate(features)];
+        let control = self.control_ring(features);
+        let ours = if control.is_some() { NET_CONTROL_RING } else { 0 };
+        let mut actions = vec![Action::Reset, Action::Negotiate(features | ours)];
         actions.extend(driven.rings.iter().map(|(ring, placement)| Action::SetUp(*ring, *placement)));
+        actions.extend(control.map(Action::SetUpControl));
         self.run(driven, &mut actions);
         Ok(actions)
     }
@@ -117,17 +124,19 @@ impl Course {
         let notified: Vec<_> = served.map(|ring| Action::Notify(*ring)).collect();
         driven.rings.extend(late);
         actions.push(Action::Wire(self.wires(&driven)));
+        actions.extend(self.change_pairs(&mut driven));
         actions.extend(notified);
         self.hardware = Hardware::Running(driven);
         Ok(actions)
     }
 
     /// The device runs, with all eventfds, and looks at every ring: what was kicked before counts.
-    fn run(&mut self, driven: Driven, actions: &mut Vec<Action>) {
+    fn run(&mut self, mut driven: Driven, actions: &mut Vec<Action>) {
         let wires = self.wires(&driven);
         let notified: Vec<_> =
             wires.iter().filter(|wire| wire.kick.is_some()).map(|wire| wire.ring).collect();
         actions.push(Action::Start(wires));
+        actions.extend(self.change_pairs(&mut driven));
         actions.extend(notified.into_iter().map(Action::Notify));
         self.hardware = Hardware::Running(driven);
         self.fault = None;
@@ -161,10 +170,25 @@ impl Course {
         driven.rings.keys().filter_map(wire).collect()
     }
 
-    pub(super) fn rewire(&self, notified: Option<RingIndex>) -> Vec<Action> {
+    pub(super) fn rewire(&mut self, notified: Option<RingIndex>) -> Vec<Action> {
         let Hardware::Running(driven) = &self.hardware else { return Vec::new() };
+        let mut driven = driven.clone();
+        let mut actions = vec![Action::Wire(self.wires(&driven))];
         let notified = notified.filter(|index| self.rings.get(index).is_some_and(Ring::is_served));
-        [Action::Wire(self.wires(driven))].into_iter().chain(notified.map(Action::Notify)).collect()
+        actions.extend(self.change_pairs(&mut driven));
+        actions.extend(notified.map(Action::Notify));
+        self.hardware = Hardware::Running(driven);
+        actions
+    }
+
+    /// Has a device that runs use the pairs that are enabled, if that is told it here and it does not yet.
+    fn change_pairs(&self, driven: &mut Driven) -> Option<Action> {
+        let queue_pairs = self.queue_pairs.filter(|_| QueuePairs::are_set_here(driven.features))?;
+        let has = |index| driven.rings.contains_key(&index);
+        let pairs =
+            queue_pairs.in_use(|index| has(index) && self.rings.get(&index).is_some_and(Ring::is_served));
+        let before = std::mem::replace(&mut driven.pairs, pairs);
+        (pairs != before).then_some(Action::UsePairs(pairs))
     }
 
     /// What a ring that is started would do. Only a ring that was not stopped, or that has the place and the token of its

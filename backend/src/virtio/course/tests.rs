@@ -2,13 +2,14 @@
 
 mod frontends;
 mod properties;
+mod queue_pairs;
 
 use std::collections::BTreeMap;
 
 use vfio::Iova;
 
 use super::*;
-use crate::virtio::features::{ACCESS_PLATFORM, RING_RESET, VERSION_1};
+use crate::virtio::features::{ACCESS_PLATFORM, NET_CONTROL_RING, NET_QUEUE_PAIRS, RING_RESET, VERSION_1};
 
 const OFFERED: u64 = VERSION_1 | ACCESS_PLATFORM | RING_PACKED | RING_RESET | 0x40;
 const PLAIN: u64 = VERSION_1 | PROTOCOL_FEATURES;
@@ -25,6 +26,8 @@ struct Witness {
     is_running: bool,
     resets: usize,
     notified: Vec<RingIndex>,
+    control: Option<RingIndex>,
+    pairs: Vec<u16>,
 }
 
 impl Witness {
@@ -59,6 +62,16 @@ impl Witness {
                 Action::Notify(ring) => {
                     assert!(self.is_running && self.kicks.contains(&ring), "{ring} is not to be looked at");
                     self.notified.push(ring);
+                }
+                Action::SetUpControl(ring) => {
+                    assert!(self.features.unwrap() & NET_CONTROL_RING != 0 && !self.is_running);
+                    assert_eq!(self.control.replace(ring), None, "there is one control ring");
+                }
+                Action::UsePairs(pairs) => {
+                    assert!(self.is_running && self.control.is_some());
+                    let has = |ring| self.rings.contains_key(&RingIndex(ring));
+                    assert!((0..2 * pairs).all(has), "{pairs} pairs are not there");
+                    self.pairs.push(pairs);
                 }
                 Action::Interrupt => assert!(self.is_running),
                 Action::Silence => {
@@ -100,7 +113,7 @@ fn indexes(numbers: &[u16]) -> Vec<RingIndex> {
 impl Scene {
     /// A device with rings of up to 256 entries.
     fn with_rings(count: usize) -> Self {
-        Self { course: Course::new(OFFERED, vec![256; count]), device: Witness::default() }
+        Self { course: Course::new(OFFERED, vec![256; count], None), device: Witness::default() }
     }
 
     /// The same, with a frontend that tells the status.

@@ -5,7 +5,7 @@
 use protocol::request::BackedRegion;
 use protocol::vhost_user::{
     DeviceRequest, MAX_VRING_SIZE, MemoryTableHeader, SingleMemoryRegion, VringAddress, VringDescriptor,
-    VringState,
+    VringRequest, VringState,
 };
 use protocol::{Frame, RequestNumber, VhostUserHeader};
 use zerocopy::IntoBytes;
@@ -31,11 +31,11 @@ pub(super) fn parse(frame: Frame<VhostUserHeader>) {
                 _ => {}
             }
             assert_eq!(payload(&parsed), body, "{parsed:?}");
-            if let DeviceRequest::SetVringSize { queue, .. }
-            | DeviceRequest::SetVringAddress { queue, .. }
-            | DeviceRequest::SetVringBase { queue, .. } = parsed
-            {
-                assert_eq!(described, Some(queue));
+            if let DeviceRequest::Vring { queue, request } = parsed {
+                type Request = VringRequest;
+                let is_description =
+                    matches!(request, Request::SetSize(_) | Request::SetAddress { .. } | Request::SetBase(_));
+                assert_eq!(described, is_description.then_some(queue));
             }
         }
         Err(error) => assert!(error.errno().raw_os_error() > 0, "{error}"),
@@ -66,25 +66,7 @@ fn payload(request: &DeviceRequest) -> Vec<u8> {
         | DeviceRequest::RemoveMemoryRegion(region) => {
             SingleMemoryRegion { reserved: 0, region: *region }.as_bytes().into()
         }
-        DeviceRequest::SetVringSize { queue, size } => {
-            assert!((1..=MAX_VRING_SIZE).contains(size));
-            state(*queue, (*size).into())
-        }
-        DeviceRequest::SetVringAddress { queue, descriptors, available, used } => {
-            let (index, descriptor) = (u32::from(*queue), *descriptors);
-            let address =
-                VringAddress { index, flags: 0, descriptor, used: *used, available: *available, log: 0 };
-            address.as_bytes().into()
-        }
-        DeviceRequest::SetVringBase { queue, base } => state(*queue, *base),
-        DeviceRequest::GetVringBase { queue } => state(*queue, 0),
-        DeviceRequest::SetVringKick { queue, eventfd }
-        | DeviceRequest::SetVringCall { queue, eventfd }
-        | DeviceRequest::SetVringError { queue, eventfd } => {
-            let no_descriptor = if eventfd.is_some() { 0 } else { VringDescriptor::NO_DESCRIPTOR };
-            VringDescriptor(u64::from(*queue) | no_descriptor).as_bytes().into()
-        }
-        DeviceRequest::SetVringEnable { queue, is_enabled } => state(*queue, (*is_enabled).into()),
+        DeviceRequest::Vring { queue, request } => payload_of_ring(*queue, request),
         // The bytes of a reading mean nothing; that they are as many as it says was checked.
         DeviceRequest::GetConfig(access) => {
             let size = usize::try_from(access.size).expect("as it came");
@@ -92,6 +74,28 @@ fn payload(request: &DeviceRequest) -> Vec<u8> {
         }
         DeviceRequest::SetConfig { access, data } => [access.as_bytes(), data].concat(),
         DeviceRequest::SetStatus(status) => u64::from(*status).as_bytes().into(),
+    }
+}
+
+fn payload_of_ring(queue: u8, request: &VringRequest) -> Vec<u8> {
+    match request {
+        VringRequest::SetSize(size) => {
+            assert!((1..=MAX_VRING_SIZE).contains(size));
+            state(queue, (*size).into())
+        }
+        VringRequest::SetAddress { descriptors, available, used } => {
+            let (index, descriptor) = (u32::from(queue), *descriptors);
+            let address =
+                VringAddress { index, flags: 0, descriptor, used: *used, available: *available, log: 0 };
+            address.as_bytes().into()
+        }
+        VringRequest::SetBase(base) => state(queue, *base),
+        VringRequest::GetBase => state(queue, 0),
+        VringRequest::SetKick(eventfd) | VringRequest::SetCall(eventfd) | VringRequest::SetError(eventfd) => {
+            let no_descriptor = if eventfd.is_some() { 0 } else { VringDescriptor::NO_DESCRIPTOR };
+            VringDescriptor(u64::from(queue) | no_descriptor).as_bytes().into()
+        }
+        VringRequest::SetEnabled(is_enabled) => state(queue, (*is_enabled).into()),
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 
 use crate::patience::PATIENCE;
+use vhost_device_vfio::control_memory::ControlMemory;
 use vhost_device_vfio::face::socket::FaceSocket;
 use vhost_device_vfio::machine::Machine as ServedMachine;
 use vhost_device_vfio::policy::Policies;
@@ -36,9 +37,9 @@ impl Server {
         policies: Policies,
     ) -> (Self, Option<UnixStream>) {
         let host = machine.machine.host();
-        let mut server =
-            vhost_device_vfio::server::Server::new(ServedMachine::new(host.sysfs(), policies), None)
-                .expect("the server starts");
+        let control_memory = ControlMemory::new().expect("memory for control rings");
+        let vm = ServedMachine::new(host.sysfs(), policies, control_memory);
+        let mut server = vhost_device_vfio::server::Server::new(vm, None).expect("the server starts");
         let (signal, signalled) = UnixStream::pair().expect("a socket pair");
         server.end_on(signalled).expect("the signal is watched");
         let mut serve = |socket| {

@@ -17,6 +17,7 @@ pub(crate) const EVERYWHERE: &[&str] = &[
     "virtio-pair",
     "virtio-trio",
     "virtio-rng",
+    "virtio-queues",
     "five-devices",
     "nvme",
     "e1000e",

@@ -6,7 +6,7 @@ use vfio::HotReset;
 
 use crate::answer::Answer;
 use crate::machine::{Function, Machine, ResetSet};
-use crate::part::{E1000E, EDU, I82559ER, IGB, NVME, VIRTIO_BLK, VIRTIO_NET, VIRTIO_RNG};
+use crate::part::{E1000E, EDU, I82559ER, IGB, NVME, VIRTIO_BLK, VIRTIO_NET, VIRTIO_QUEUES, VIRTIO_RNG};
 
 const DONE: Answer<HotReset> = Ok(HotReset::Done);
 
@@ -321,6 +321,18 @@ pub(crate) const MACHINES: &[Machine] = &[
         functions: &[Function {
             address: "0000:01:00.0",
             part: &NVME,
+            group: 5,
+            group_siblings: &[],
+            has_function_reset: true,
+            rows_alone: Ok("available: 0000:01:00.0 bound"),
+            set: &ALONE,
+        }],
+    },
+    Machine {
+        name: "virtio-queues",
+        functions: &[Function {
+            address: "0000:01:00.0",
+            part: &VIRTIO_QUEUES,
             group: 5,
             group_siblings: &[],
             has_function_reset: true,

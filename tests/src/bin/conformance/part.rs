@@ -193,3 +193,4 @@ pub(crate) const VIRTIO_RNG: Part = Part {
     irqs: [LINE, NO_MESSAGE, (2, 1), EVENT, EVENT],
     ..VIRTIO_BLK
 };
+pub(crate) const VIRTIO_QUEUES: Part = Part { irqs: [LINE, NO_MESSAGE, (6, 1), EVENT, EVENT], ..VIRTIO_NET };

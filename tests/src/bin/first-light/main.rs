@@ -11,6 +11,7 @@ mod framing;
 mod handover;
 mod interrupts;
 mod peer;
+mod queue_pairs;
 mod refusals;
 mod regions;
 mod removal;
@@ -93,6 +94,7 @@ fn trials_of(topology: &str) -> Vec<Trial> {
         },
         "virtio-pair" => trials_of_virtio(),
         "virtio-rng" => trials_of_entropy(),
+        "virtio-queues" => trials_of_queue_pairs(),
         "edu-igb" => trials! {
             reset: a_hot_reset_brings_registers_to_their_defaults, a_sibling_of_another_group_blocks_until_it_is_passed,
                 a_function_without_driver_blocks, function_reset_is_preferred,
@@ -146,6 +148,16 @@ fn trials_of(topology: &str) -> Vec<Trial> {
             let message = format!("no tests for the topology `{other}`");
             move || Err(message.into())
         })],
+    }
+}
+
+fn trials_of_queue_pairs() -> Vec<Trial> {
+    trials! {
+        queue_pairs: frames_of_a_pair_arrive_while_it_is_enabled, pairs_go_on_after_a_pause,
+            pairs_begin_anew_after_a_reset, a_frontend_that_wants_one_pair_gets_it,
+            a_frontend_after_one_with_one_pair_has_two,
+            the_control_ring_is_refused_to_who_has_left_it,
+            the_control_rings_memory_is_no_guest_memory;
     }
 }
 

@@ -87,7 +87,8 @@ impl Frontend {
         let region = MemoryRegion::sealed(GuestAddress(0), MEMORY, 0, file).unwrap();
         drive.set_memory(MemoryView::from_regions([region]).unwrap());
         let registers = drive.function();
-        let mut course = Course::new(registers.features(), registers.largest_sizes().to_vec());
+        let mut course =
+            Course::new(registers.features(), registers.largest_sizes().to_vec(), registers.queue_pairs());
         course.tell_status(true);
         Self { course, drive, kick: Interrupt::new().0, call: Interrupt::new().0 }
     }

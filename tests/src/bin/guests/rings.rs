@@ -147,6 +147,32 @@ fn expect_packets(guest: &mut Guest, number: usize) {
     guest.run("rm fetched");
 }
 
+/// A guest's driver uses as many pairs as there are processors, each of which sends by its own.
+pub(crate) fn each_processor_has_a_queue_pair_of_the_hardware(stage: &Stage) {
+    stage.clear();
+    let passthrough = Passthrough::new(Way::Rings, &[FIRST]).with_queue_pairs(2);
+    let two_processors = Settings { more_processors: 1, ..Settings::default() };
+    let mut guest = Guest::boot_with(&passthrough, &two_processors);
+    expect_both_pairs(&mut guest);
+    guest.reset();
+    expect_both_pairs(&mut guest);
+    let log = passthrough.servers().map(LaunchedVm::log).unwrap_or_default();
+    assert!(!log.contains("event=refused") && !log.contains("event=rings-lost"), "{log}");
+}
+
+fn expect_both_pairs(guest: &mut Guest) {
+    let card = interface(guest, 0);
+    guest.run(&format!("ip addr add 10.0.2.15/24 dev {card}"));
+    bring_up(guest, "", &card);
+    for processor in 0..2 {
+        guest.run(&format!("taskset -c {processor} ping -c 3 -W 10 10.0.2.2"));
+    }
+    let interrupts = guest.run("grep 'virtio.*-input\\.' /proc/interrupts");
+    assert_eq!(interrupts.lines().count(), 2, "{interrupts}");
+    let has_come = |line: &str| line.split_whitespace().skip(1).take(2).any(|count| count != "0");
+    assert!(interrupts.lines().all(has_come), "{interrupts}");
+}
+
 /// QEMU maps a doorbell that it was given over where the guest's driver rings.
 pub(crate) fn a_guest_rings_the_hardware_by_itself(stage: &Stage) {
     stage.clear();

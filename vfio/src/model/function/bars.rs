@@ -67,6 +67,7 @@ impl Bars {
             Part::VirtioBlock => Device::Virtio(Box::new(Virtio::block()?)),
             Part::VirtioNet => Device::Virtio(Box::new(Virtio::net())),
             Part::VirtioEntropy => Device::Virtio(Box::new(Virtio::entropy())),
+            Part::VirtioQueues(control) => Device::Virtio(Box::new(Virtio::queues(control))),
             Part::Igb | Part::E1000e | Part::I82559er | Part::Nvme => Device::Plain(part),
         };
         let mut bars = Self { device, file: file.into(), starts, length };

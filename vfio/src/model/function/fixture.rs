@@ -17,11 +17,11 @@ use crate::model::argument::Argument;
 use crate::model::function::registers::header;
 use crate::model::function::{Function, REGION_SHIFT, Role};
 use crate::model::memory_map::{Mapping, MemoryMap};
-use crate::model::topology::{FunctionReset, KernelVersion, Part};
+use crate::model::topology::{ControlQueue, FunctionReset, KernelVersion, Part};
 use crate::region::Region;
 
 /// Every part, with its own way to be reset.
-pub(super) const PARTS: [(Part, FunctionReset); 8] = [
+pub(super) const PARTS: [(Part, FunctionReset); 11] = [
     (Part::Edu, FunctionReset::Missing),
     (Part::Igb, FunctionReset::FunctionLevel),
     (Part::E1000e, FunctionReset::PowerManagement),
@@ -30,6 +30,9 @@ pub(super) const PARTS: [(Part, FunctionReset); 8] = [
     (Part::VirtioBlock, FunctionReset::FunctionLevel),
     (Part::VirtioNet, FunctionReset::FunctionLevel),
     (Part::VirtioEntropy, FunctionReset::FunctionLevel),
+    (Part::VirtioQueues(ControlQueue::Answers), FunctionReset::FunctionLevel),
+    (Part::VirtioQueues(ControlQueue::Refuses), FunctionReset::FunctionLevel),
+    (Part::VirtioQueues(ControlQueue::Silent), FunctionReset::FunctionLevel),
 ];
 
 pub(super) const CONFIG: u64 = 7;

@@ -97,6 +97,7 @@ impl Layout {
             Part::VirtioBlock => virtio_block(),
             Part::VirtioNet => virtio_net(),
             Part::VirtioEntropy => virtio_entropy(),
+            Part::VirtioQueues(_) => virtio_queues(),
         };
         layout.offer(reset);
         if role == Role::Virtual && part == Part::Igb {
@@ -372,6 +373,19 @@ fn virtio_net() -> Layout {
         rom: Some(Rom { address: 0xfe80_0000, size: 0x4_0000 }),
         capabilities: virtio_capabilities(4, virtio::DENSE_DOORBELLS),
         ..Layout::express(0x1af4, 0x1041, 0x02_0000, 1)
+    }
+}
+
+/// A network device of two queue pairs, with a vector for each queue.
+fn virtio_queues() -> Layout {
+    Layout {
+        bars: vec![
+            Bar { index: 1, kind: BarKind::Memory32, address: 0xfe44_0000, size: 0x1000 },
+            Bar { index: 4, kind: BarKind::PrefetchableMemory64, address: 0xfe80_0000, size: 0x4000 },
+        ],
+        rom: Some(Rom { address: 0xfe40_0000, size: 0x4_0000 }),
+        capabilities: virtio_capabilities(6, virtio::DENSE_DOORBELLS),
+        ..virtio_net()
     }
 }
 

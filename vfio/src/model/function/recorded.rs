@@ -114,6 +114,25 @@ const VIRTIO_NET: &str = "
 0e0: 01 00 00 00 01 08 00 00 00 00 00 00 00 00 00 00
 ";
 
+/// virtio-net with two queue pairs and six vectors.
+const VIRTIO_QUEUES: &str = "
+000: f4 1a 41 10 03 01 10 00 01 00 00 02 00 00 00 00
+010: 00 00 00 00 00 00 44 fe 00 00 00 00 00 00 00 00
+020: 0c 00 80 fe 00 00 00 00 00 00 00 00 f4 1a 00 11
+030: 00 00 40 fe dc 00 00 00 00 00 00 00 0a 01 00 00
+040: 10 00 02 00 20 80 00 10 00 00 00 00 11 04 00 00
+050: 00 00 11 00 00 00 00 00 00 00 00 00 00 00 00 00
+060: 00 00 00 00 00 00 30 00 00 00 00 00 00 00 00 00
+070: 00 00 00 00 00 00 00 00 00 00 00 00 01 40 03 00
+080: 03 00 00 00 09 7c 10 01 04 00 00 00 00 00 00 00
+090: 00 10 00 00 09 84 10 03 04 00 00 00 00 10 00 00
+0a0: 00 10 00 00 09 94 10 04 04 00 00 00 00 20 00 00
+0b0: 00 10 00 00 09 a4 14 02 04 00 00 00 00 30 00 00
+0c0: 00 10 00 00 04 00 00 00 09 b4 14 05 00 00 00 00
+0d0: 00 00 00 00 00 00 00 00 00 00 00 00 11 c8 05 00
+0e0: 01 00 00 00 01 08 00 00 00 00 00 00 00 00 00 00
+";
+
 /// virtio-rng.
 const VIRTIO_ENTROPY: &str = "
 000: f4 1a 44 10 03 01 10 00 01 00 ff 00 00 00 00 00
@@ -155,6 +174,7 @@ fn recording(part: Part) -> (&'static str, Role) {
         Part::VirtioBlock => (VIRTIO_BLOCK, Role::FirstOfSeveral),
         Part::VirtioNet => (VIRTIO_NET, Role::Single),
         Part::VirtioEntropy => (VIRTIO_ENTROPY, Role::Single),
+        Part::VirtioQueues(_) => (VIRTIO_QUEUES, Role::Single),
     }
 }
 

@@ -13,8 +13,10 @@ use rustix::io::Errno;
 
 use crate::model::function::bars::Signal;
 use crate::model::function::virtio::block::Block;
+use crate::model::function::virtio::net::Net;
 use crate::model::function::virtio::split_ring::{Broken, SplitRing};
 use crate::model::memory_map::MemoryMap;
+use crate::model::topology::ControlQueue;
 
 /// Fields of the common configuration.
 mod common {
@@ -62,7 +64,7 @@ const MOST_CHAINS: u32 = 1 << 16;
 #[derive(Debug)]
 enum Kind {
     Block(Block),
-    Net,
+    Net(Net),
     Entropy,
 }
 
@@ -80,6 +82,13 @@ struct Queue {
 impl Queue {
     const fn new(size: u16) -> Self {
         Self { largest_size: size, size, vector: NO_VECTOR, areas: [0; 3], ring: None }
+    }
+
+    /// Its vector, if its driver is to be told.
+    fn interrupt(&mut self, memory: &MemoryMap) -> Result<Vec<u16>, Broken> {
+        let Some(ring) = &mut self.ring else { return Ok(Vec::new()) };
+        let is_due = ring.is_interrupt_due(memory)?;
+        Ok(is_due.then_some(self.vector).into_iter().collect())
     }
 }
 
@@ -116,12 +125,22 @@ impl Virtio {
 
     /// A network device.
     pub(crate) fn net() -> Self {
-        Self::new(Kind::Net, 4, vec![Queue::new(256), Queue::new(256), Queue::new(64)])
+        Self::network(Net::new(None), 4)
+    }
+
+    /// A network device with several queue pairs.
+    pub(crate) fn queues(control: ControlQueue) -> Self {
+        Self::network(Net::new(Some(control)), 6)
     }
 
     /// A source of random bytes.
     pub(crate) fn entropy() -> Self {
         Self::new(Kind::Entropy, 2, vec![Queue::new(8)])
+    }
+
+    fn network(net: Net, vectors: u16) -> Self {
+        let queues = net.queue_sizes(0).into_iter().map(Queue::new).collect();
+        Self::new(Kind::Net(net), vectors, queues)
     }
 
     const fn new(kind: Kind, vectors: u16, queues: Vec<Queue>) -> Self {
@@ -141,7 +160,7 @@ impl Virtio {
         }
     }
 
-    /// Back to the beginning. What features were selected stays so.
+    /// Back to the beginning. What features were selected stays so, and queues that came with a feature stay.
     pub(crate) fn reset(&mut self) {
         self.driver_features = [0; 2];
         self.features = 0;
@@ -153,6 +172,9 @@ impl Virtio {
         for queue in &mut self.queues {
             *queue = Queue::new(queue.largest_size);
         }
+        if let Kind::Net(net) = &mut self.kind {
+            net.pairs = 1;
+        }
     }
 
     /// The function is no bus master any more, which to QEMU means that its driver is gone.
@@ -162,9 +184,9 @@ impl Virtio {
 
     const fn offered(&self) -> u64 {
         TRANSPORT_FEATURES
-            | match self.kind {
+            | match &self.kind {
                 Kind::Block(_) => block::FEATURES,
-                Kind::Net => net::FEATURES,
+                Kind::Net(net) => net.features(),
                 Kind::Entropy => 0,
             }
     }
@@ -173,14 +195,14 @@ impl Virtio {
     const fn doorbells(&self) -> u32 {
         match self.kind {
             Kind::Block(_) => PAGED_DOORBELLS,
-            Kind::Net | Kind::Entropy => DENSE_DOORBELLS,
+            Kind::Net(_) | Kind::Entropy => DENSE_DOORBELLS,
         }
     }
 
     fn config(&self) -> Vec<u8> {
         match &self.kind {
             Kind::Block(block) => block.config(),
-            Kind::Net => net::CONFIG.to_vec(),
+            Kind::Net(net) => net.config(),
             Kind::Entropy => Vec::new(),
         }
     }
@@ -307,6 +329,16 @@ impl Virtio {
         if self.status & FEATURES_OK == 0 {
             let [low, high] = self.driver_features;
             self.features = (u64::from(low) | (u64::from(high) << 32)) & self.offered();
+            self.change_queues();
+        }
+    }
+
+    /// The queues are those that the driver has agreed to.
+    fn change_queues(&mut self) {
+        let Kind::Net(net) = &self.kind else { return };
+        let sizes = net.queue_sizes(self.features);
+        if sizes.len() != self.queues.len() {
+            self.queues = sizes.into_iter().map(Queue::new).collect();
         }
     }
 
@@ -352,43 +384,71 @@ impl Virtio {
 
     /// Serves a queue until it is empty. The vectors of the queues whose driver is to be told.
     fn serve(&mut self, queue: usize, memory: &MemoryMap) -> Result<Vec<u16>, Broken> {
-        const RECEIVE: usize = 0;
-        const SEND: usize = 1;
-        let features = self.features;
-        let mut receiving = None;
-        let mut served = None;
-        for (number, candidate) in self.queues.iter_mut().enumerate() {
-            if number == queue {
-                served = candidate.ring.as_mut().map(|ring| (candidate.vector, ring));
-            } else if number == RECEIVE {
-                receiving = candidate.ring.as_mut().map(|ring| (candidate.vector, ring));
-            }
-        }
-        let (vector, ring) = served.ok_or(Broken)?;
-        for _ in 0..MOST_CHAINS {
-            if matches!((&self.kind, queue), (Kind::Net, RECEIVE)) {
-                // Buffers wait there for packets.
-                break;
-            }
-            let Some(chain) = ring.pop(memory)? else { break };
-            let written = match (&self.kind, queue) {
-                (Kind::Block(block), _) => block.serve(memory, &chain)?,
-                (Kind::Net, SEND) => {
-                    let packet = net::take(memory, &chain)?;
-                    if let Some((_, receiving)) = &mut receiving {
-                        net::receive(memory, receiving, features, &packet)?;
-                    }
-                    0
+        let control = self.queues.len().saturating_sub(1);
+        match &self.kind {
+            Kind::Block(_) | Kind::Entropy => self.answer(queue, memory),
+            Kind::Net(net) if queue == control => {
+                if net.listens() {
+                    self.obey(queue, memory)
+                } else {
+                    Ok(Vec::new())
                 }
-                (Kind::Net, _) => net::command(memory, &chain)?,
-                (Kind::Entropy, _) => entropy::fill(memory, &chain)?,
+            }
+            // Buffers wait there for packets.
+            Kind::Net(_) if queue.is_multiple_of(2) => Ok(Vec::new()),
+            Kind::Net(net) if queue / 2 < usize::from(net.pairs) => self.send(queue, memory),
+            Kind::Net(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Does what the requests ask for, each by itself.
+    fn answer(&mut self, queue: usize, memory: &MemoryMap) -> Result<Vec<u16>, Broken> {
+        let queue = self.queues.get_mut(queue).ok_or(Broken)?;
+        let ring = queue.ring.as_mut().ok_or(Broken)?;
+        for _ in 0..MOST_CHAINS {
+            let Some(chain) = ring.pop(memory)? else { break };
+            let written = match &self.kind {
+                Kind::Block(block) => block.serve(memory, &chain)?,
+                Kind::Entropy => entropy::fill(memory, &chain)?,
+                Kind::Net(_) => 0,
             };
             ring.push(memory, &chain, written)?;
         }
-        let mut interrupting = Vec::new();
-        for (vector, ring) in [Some((vector, ring)), receiving].into_iter().flatten() {
-            if ring.is_interrupt_due(memory)? {
-                interrupting.push(vector);
+        queue.interrupt(memory)
+    }
+
+    /// What is sent is received by the other queue of the pair.
+    fn send(&mut self, queue: usize, memory: &MemoryMap) -> Result<Vec<u16>, Broken> {
+        let features = self.features;
+        let Some([receiving, sending]) = self.queues.get_mut(queue - 1..=queue) else { return Err(Broken) };
+        let ring = sending.ring.as_mut().ok_or(Broken)?;
+        for _ in 0..MOST_CHAINS {
+            let Some(chain) = ring.pop(memory)? else { break };
+            let packet = net::take(memory, &chain)?;
+            if let Some(ring) = &mut receiving.ring {
+                net::receive(memory, ring, features, &packet)?;
+            }
+            ring.push(memory, &chain, 0)?;
+        }
+        Ok([sending.interrupt(memory)?, receiving.interrupt(memory)?].concat())
+    }
+
+    /// Carries commands out. What waits in the queues that come into use is sent.
+    fn obey(&mut self, queue: usize, memory: &MemoryMap) -> Result<Vec<u16>, Broken> {
+        let Kind::Net(net) = &mut self.kind else { return Ok(Vec::new()) };
+        let before = net.pairs;
+        let queue = self.queues.get_mut(queue).ok_or(Broken)?;
+        let ring = queue.ring.as_mut().ok_or(Broken)?;
+        for _ in 0..MOST_CHAINS {
+            let Some(chain) = ring.pop(memory)? else { break };
+            let written = net.command(memory, &chain, self.features)?;
+            ring.push(memory, &chain, written)?;
+        }
+        let mut interrupting = queue.interrupt(memory)?;
+        for pair in before..net.pairs {
+            let sending = usize::from(pair) * 2 + 1;
+            if self.queues.get(sending).is_some_and(|queue| queue.ring.is_some()) {
+                interrupting.extend(self.send(sending, memory)?);
             }
         }
         Ok(interrupting)

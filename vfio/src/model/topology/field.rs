@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
-use super::{BridgeKind, Driver, FunctionReset, KernelVersion, Link, Part};
+use super::{BridgeKind, ControlQueue, Driver, FunctionReset, KernelVersion, Link, Part};
 use crate::pci_address::PciAddress;
 
 /// The number of a bus that a bridge leads to.
@@ -130,6 +130,9 @@ impl<'de> Deserialize<'de> for Part {
             ("nvme", Self::Nvme),
             ("virtio-blk", Self::VirtioBlock),
             ("virtio-net", Self::VirtioNet),
+            ("virtio-net-mq", Self::VirtioQueues(ControlQueue::Answers)),
+            ("virtio-net-mq-refusing", Self::VirtioQueues(ControlQueue::Refuses)),
+            ("virtio-net-mq-silent", Self::VirtioQueues(ControlQueue::Silent)),
             ("virtio-rng", Self::VirtioEntropy),
         ];
         one_of(deserializer, &parts)

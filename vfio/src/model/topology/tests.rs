@@ -75,7 +75,7 @@ fn device_name(part: Part) -> &'static str {
         Part::I82559er => "i82559er",
         Part::Nvme => "nvme",
         Part::VirtioBlock => "virtio-blk",
-        Part::VirtioNet => "virtio-net",
+        Part::VirtioNet | Part::VirtioQueues(_) => "virtio-net",
         Part::VirtioEntropy => "virtio-rng",
     }
 }

@@ -6,17 +6,20 @@ use crate::irq::IrqIndex;
 use crate::model::function::Reset;
 use crate::model::function::fixture::{CONFIG, MEMORY, Opened, count, interrupt, open};
 use crate::model::function::registers::header;
-use crate::model::topology::Part;
+use crate::model::topology::{ControlQueue, Part};
 
 const BAR: u64 = 4;
 const STATUS: u64 = 0x14;
 const INDIRECT: u32 = 1 << 28;
 const EVENT_INDEX: u32 = 1 << 29;
 const MERGEABLE: u32 = 1 << 15;
+const QUEUE_PAIRS: u32 = 1 << 22;
+const QUEUES: Part = Part::VirtioQueues(ControlQueue::Answers);
+const QUEUE_COUNT: u64 = 0x12;
 /// The upper half of the features: version 1 and platform access.
 const MODERN: u32 = 3;
 /// In guest memory: rings of 4 KiB each, then buffers.
-const BUFFERS: u64 = MEMORY + 0x4000;
+const BUFFERS: u64 = MEMORY + 0x6000;
 
 /// A driver's side of a queue.
 struct Queue {
@@ -166,6 +169,7 @@ fn features_are_offered_in_halves() {
     assert_eq!(features(Part::VirtioBlock), [0x3000_7e54, 0x103, 0]);
     assert_eq!(features(Part::VirtioNet), [0x30bf_8024, 0x103, 0]);
     assert_eq!(features(Part::VirtioEntropy), [0x3000_0000, 0x103, 0]);
+    assert_eq!(features(QUEUES), [0x30ff_8024, 0x103, 0]);
 }
 
 #[test]
@@ -395,6 +399,81 @@ fn commands_of_a_kind_that_exists_are_acknowledged() {
         Queue::describe(&device, control.base(), &[(BUFFERS, 3, false), (BUFFERS + 0x100, 1, true)]);
         control.offer(&mut device, 0);
         assert_eq!(device.get(BUFFERS + 0x100, 1), [acknowledgement]);
+    }
+}
+
+#[test]
+fn queues_are_those_that_the_driver_has_agreed_to_and_stay() {
+    let mut device = open(QUEUES);
+    assert_eq!(device.half(BAR, 0x2008), 2, "pairs");
+    assert_eq!(device.half(BAR, QUEUE_COUNT), 3);
+    negotiate(&mut device, QUEUE_PAIRS);
+    assert_eq!(device.half(BAR, QUEUE_COUNT), 5);
+    set_status(&mut device, 0);
+    assert_eq!(device.half(BAR, QUEUE_COUNT), 5);
+    negotiate(&mut device, 0);
+    assert_eq!(device.half(BAR, QUEUE_COUNT), 3);
+}
+
+/// Sends a frame by one queue and gives the other of the pair a buffer for it.
+fn send_by_second_pair(device: &mut Opened, queues: &mut [Queue; 5]) {
+    let [_, _, receive, send, _] = queues;
+    Queue::describe(device, receive.base(), &[(BUFFERS + 0x1000, 100, true)]);
+    receive.offer(device, 0);
+    Queue::describe(device, send.base(), &[(BUFFERS, 20, false)]);
+    send.offer(device, 0);
+}
+
+/// Has so many pairs used. What the command is answered with.
+fn set_pairs(device: &mut Opened, control: &mut Queue, pairs: u8) -> u8 {
+    device.put(BUFFERS + 0x100, &[4, 0, pairs, 0, 0xff]);
+    let [class, argument, answer] = [BUFFERS + 0x100, BUFFERS + 0x102, BUFFERS + 0x104];
+    Queue::describe(device, control.base(), &[(class, 2, false), (argument, 2, false), (answer, 1, true)]);
+    control.offer(device, 0);
+    device.get(answer, 1)[0]
+}
+
+#[test]
+fn a_pair_is_served_from_when_on_it_is_in_use() {
+    let (mut device, mut queues, _) = driven::<5>(QUEUES, QUEUE_PAIRS);
+    send_by_second_pair(&mut device, &mut queues);
+    assert_eq!((queues[3].take(&device), queues[2].take(&device)), (vec![], vec![]));
+    assert_eq!(set_pairs(&mut device, &mut queues[4], 2), 0);
+    assert_eq!((queues[3].take(&device), queues[2].take(&device)), (vec![(0, 0)], vec![(0, 20)]));
+    assert_eq!(set_pairs(&mut device, &mut queues[4], 1), 0);
+    send_by_second_pair(&mut device, &mut queues);
+    assert_eq!((queues[3].take(&device), queues[2].take(&device)), (vec![], vec![]));
+}
+
+#[test]
+fn a_device_that_was_reset_uses_one_pair() {
+    let (mut device, mut queues, _) = driven::<5>(QUEUES, QUEUE_PAIRS);
+    assert_eq!(set_pairs(&mut device, &mut queues[4], 2), 0);
+    negotiate(&mut device, QUEUE_PAIRS);
+    let mut number = 0;
+    let mut queues = [(); 5].map(|()| {
+        number += 1;
+        Queue::new(&mut device, number - 1, 16)
+    });
+    set_status(&mut device, 0xf);
+    send_by_second_pair(&mut device, &mut queues);
+    assert!(queues[3].take(&device).is_empty());
+}
+
+#[test]
+fn only_as_many_pairs_as_there_are_can_be_used() {
+    let (mut device, [.., mut control], _) = driven::<5>(QUEUES, QUEUE_PAIRS);
+    assert_eq!([0, 1, 2, 3].map(|pairs| set_pairs(&mut device, &mut control, pairs)), [1, 0, 0, 1]);
+    let (mut device, [.., mut control], _) = driven::<3>(QUEUES, 0);
+    assert_eq!(set_pairs(&mut device, &mut control, 2), 1, "nobody has agreed to several");
+}
+
+#[test]
+fn a_broken_device_refuses_commands_or_leaves_them() {
+    for (kind, answer, answers) in [(ControlQueue::Refuses, 1, 1), (ControlQueue::Silent, 0xff, 0)] {
+        let (mut device, [.., mut control], _) = driven::<5>(Part::VirtioQueues(kind), QUEUE_PAIRS);
+        assert_eq!(set_pairs(&mut device, &mut control, 2), answer);
+        assert_eq!(control.take(&device).len(), answers);
     }
 }
 

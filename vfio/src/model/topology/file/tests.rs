@@ -181,7 +181,8 @@ fn a_refusal_names_line_field_and_what_is_allowed() {
         (
             "[[function]]\npart = \"gpu\"\n",
             "line 2, `part = \"gpu\"`: invalid value: string \"gpu\", expected one of \"edu\", \"igb\", \"e1000e\", \
-             \"i82559er\", \"nvme\", \"virtio-blk\", \"virtio-net\", \"virtio-rng\"",
+             \"i82559er\", \"nvme\", \"virtio-blk\", \"virtio-net\", \"virtio-net-mq\", \
+             \"virtio-net-mq-refusing\", \"virtio-net-mq-silent\", \"virtio-rng\"",
         ),
         (
             "[[function]]\ngroup = -1\n",
