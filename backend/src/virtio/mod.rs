@@ -5,7 +5,7 @@
 //!
 //! | module | noun |
 //! |---|---|
-//! | [`capability`], [`transport`] | where the function's registers are, and what they do |
+//! | [`capability`], [`transport`], [`device_config`] | where the function's registers are, and what they do |
 //! | [`features`], [`rings`] | what is negotiated, and what a frontend says of its rings |
 //! | [`queue_pairs`], [`control_ring`] | how many rings of a network device are in use, and how it is told |
 //! | [`course`] | what follows from what the frontend says: a pure state machine |
@@ -15,6 +15,7 @@
 pub mod capability;
 pub mod control_ring;
 pub mod course;
+pub mod device_config;
 pub mod doorbell;
 pub mod drive;
 pub mod eventfd;
