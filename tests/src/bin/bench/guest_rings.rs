@@ -22,8 +22,12 @@ use crate::processor::time_of_process;
 /// The disk as the guest has it.
 const DISK: &str = "/dev/vda";
 
-/// How often each has its turn, with a guest of its own.
-const ROUNDS: usize = 2;
+/// How often each has its turn, with a guest of its own, unless `BENCH_ROUNDS` says otherwise.
+const ROUNDS: u32 = 2;
+
+fn rounds() -> u32 {
+    std::env::var("BENCH_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().expect("a number of rounds"))
+}
 
 /// Who runs the rings.
 #[derive(Clone, Copy, Debug)]
@@ -76,8 +80,7 @@ impl Measured {
 
     /// What the server takes for a read, all loads taken together.
     fn spent_on_read(&self) -> Duration {
-        let rounds = u32::try_from(ROUNDS).expect("a few");
-        self.spent / (LOADS.iter().map(|load| load.count).sum::<u32>() * LAPS_AT_ALL * rounds)
+        self.spent / (LOADS.iter().map(|load| load.count).sum::<u32>() * LAPS_AT_ALL * rounds())
     }
 }
 
@@ -189,7 +192,7 @@ fn disk_of(function: &str) -> PathBuf {
 /// Reads, and what they take of processors.
 pub(crate) fn guest_rings() -> Vec<Comparison> {
     let mut measured: [Measured; ALL.len()] = Default::default();
-    for round in 0..ROUNDS {
+    for round in 0..rounds() {
         for turn in 0..ALL.len() {
             // Back and forth, as in a contest.
             let number = if round % 2 == 0 { turn } else { ALL.len() - 1 - turn };
