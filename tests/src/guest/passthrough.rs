@@ -62,6 +62,8 @@ pub struct Passthrough {
     path: Option<PathBuf>,
     /// Of network devices whose rings the hardware runs.
     queue_pairs: u16,
+    /// QEMU offers guests packed rings, where the hardware has them.
+    has_packed_rings: bool,
 }
 
 impl Passthrough {
@@ -78,13 +80,21 @@ impl Passthrough {
             arguments.iter().copied().chain(rings).chain(functions.iter().copied()).collect();
         let start = || LaunchedVm::start(Host::current(), &arguments);
         let servers = (way != Way::InProcess).then(start);
-        Self { way, functions: functions.into(), servers, path: None, queue_pairs: 1 }
+        let functions = functions.into();
+        Self { way, functions, servers, path: None, queue_pairs: 1, has_packed_rings: false }
     }
 
     /// The same functions, network devices with so many queue pairs.
     #[must_use]
     pub fn with_queue_pairs(mut self, pairs: u16) -> Self {
         self.queue_pairs = pairs;
+        self
+    }
+
+    /// The same functions, network devices with packed rings.
+    #[must_use]
+    pub fn with_packed_rings(mut self) -> Self {
+        self.has_packed_rings = true;
         self
     }
 
@@ -97,7 +107,9 @@ impl Passthrough {
 
     /// One function, for which somebody else listens at this path.
     pub fn by_another(way: Way, function: &'static str, path: &Path) -> Self {
-        Self { way, functions: vec![function], servers: None, path: Some(path.into()), queue_pairs: 1 }
+        let functions = vec![function];
+        let path = Some(path.into());
+        Self { way, functions, servers: None, path, queue_pairs: 1, has_packed_rings: false }
     }
 
     /// Ends the server if it is there, without a word, and starts another at the same path.
@@ -174,7 +186,13 @@ impl Passthrough {
                     // A vector for each ring, one for the control ring and one for the configuration.
                     let (pairs, network) = (self.queue_pairs, format!("net{number}"));
                     let vectors = 2 * pairs + 2;
-                    json!({ "driver": "virtio-net-pci", "netdev": network, "mq": pairs > 1, "vectors": vectors })
+                    json!({
+                        "driver": "virtio-net-pci",
+                        "netdev": network,
+                        "mq": pairs > 1,
+                        "packed": self.has_packed_rings,
+                        "vectors": vectors,
+                    })
                 }
                 VirtioKind::Block => {
                     let chardev = format!("socket{number}");

@@ -75,7 +75,7 @@ fn trials_of(topology: &str, way: Way) -> Vec<Trial> {
             rings: random_bytes_come_by_qemus_device_for_any_kind, random_bytes_come_by_qemus_entropy_device;
         },
         "virtio-queues" => trials! { Stage::new(Way::Rings, &[FIRST], &[]),
-            rings: each_processor_has_a_queue_pair_of_the_hardware;
+            rings: each_processor_has_a_queue_pair_of_the_hardware, packed_rings_carry_packets;
         },
         "gen4" => trials! { stage(&[FIRST]),
             resets: an_unconfirmed_link_is_told_and_the_device_works;

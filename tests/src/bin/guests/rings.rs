@@ -160,6 +160,21 @@ pub(crate) fn each_processor_has_a_queue_pair_of_the_hardware(stage: &Stage) {
     assert!(!log.contains("event=refused") && !log.contains("event=rings-lost"), "{log}");
 }
 
+pub(crate) fn packed_rings_carry_packets(stage: &Stage) {
+    stage.clear();
+    let passthrough = Passthrough::new(Way::Rings, &[FIRST]).with_queue_pairs(2).with_packed_rings();
+    let two_processors = Settings { more_processors: 1, ..Settings::default() };
+    let mut guest = Guest::boot_with(&passthrough, &two_processors);
+    let features = guest.run("cat /sys/bus/virtio/drivers/virtio_net/virtio*/features");
+    assert_eq!(features.as_bytes().get(34), Some(&b'1'), "they are not packed: {features}");
+    expect_both_pairs(&mut guest);
+    guest.qmp.execute("stop", &json!({}));
+    guest.qmp.execute("cont", &json!({}));
+    guest.run("ping -c 3 -W 10 10.0.2.2");
+    let log = passthrough.servers().map(LaunchedVm::log).unwrap_or_default();
+    assert!(!log.contains("event=refused") && !log.contains("event=rings-lost"), "{log}");
+}
+
 fn expect_both_pairs(guest: &mut Guest) {
     let card = interface(guest, 0);
     guest.run(&format!("ip addr add 10.0.2.15/24 dev {card}"));
