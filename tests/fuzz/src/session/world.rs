@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use crate::patience::PATIENCE;
 use arbitrary::Arbitrary;
-use protocol::VhostUserHeader;
 use protocol::vfio_user::{Command, VfioUserHeader};
+use protocol::{RequestNumber, VhostUserHeader};
 use rustix::fs::SealFlags;
 use rustix::io::Errno;
 use vfio::model::Order;
@@ -110,8 +110,8 @@ pub(super) struct World {
     stranger: Stranger,
     /// Functions, or their drivers, came or went.
     pub(super) has_changed_nodes: bool,
-    /// A guest's reset may not have ended yet. Together with an order that waits it would last for a minute: the kernel is
-    /// busy for as long as the order waits, and the server tries again until its deadline.
+    /// A reset for a guest, or before a device is served, may not have ended yet. Together with an order that waits it would
+    /// last for a minute: the kernel is busy for as long as the order waits, and the server tries again until its deadline.
     may_be_resetting: bool,
     /// Orders that wait until nobody has a function open.
     orders: Vec<Receiver<Result<String, Errno>>>,
@@ -193,6 +193,10 @@ impl World {
         let client = usize::from(client) % CLIENTS;
         let Some(mut peer) = self.clients[client].take() else { return };
         let (number, body, descriptors) = message(self);
+        if number == RequestNumber::SERVE && !self.may_reset(hurries || flaw.is_some()) {
+            self.clients[client] = Some(peer);
+            return;
+        }
         let descriptors = self.spoil_descriptors(descriptors, flaw);
         let header = VhostUserHeader::request(number, true);
         let sent = peer.send(header, body, &descriptors, flaw);
@@ -204,11 +208,8 @@ impl World {
     fn send_data(&mut self, face: u8, message: &DataMessage, flaw: Option<&Flaw>, hurries: bool) {
         let face = usize::from(face) % FACES;
         let (command, body, descriptors) = message.parts(self);
-        if command == Command::DEVICE_RESET {
-            if !self.orders.is_empty() {
-                return;
-            }
-            self.may_be_resetting |= hurries || flaw.is_some();
+        if command == Command::DEVICE_RESET && !self.may_reset(hurries || flaw.is_some()) {
+            return;
         }
         let Some(mut peer) = self.faces[face].take() else { return };
         let descriptors = self.spoil_descriptors(descriptors, flaw);
@@ -216,6 +217,12 @@ impl World {
         drop(descriptors);
         let outcome = sent.and_then(|()| if hurries { Ok(()) } else { peer.wait() });
         self.faces[face] = outcome.map_or_else(|Gone| None, |()| Some(peer));
+    }
+
+    /// Whether something may be sent that has a device reset, and whose end may not be seen.
+    fn may_reset(&mut self, may_outlast_step: bool) -> bool {
+        self.may_be_resetting |= may_outlast_step && self.orders.is_empty();
+        self.orders.is_empty()
     }
 
     fn spoil_descriptors(&mut self, descriptors: Vec<OwnedFd>, flaw: Option<&Flaw>) -> Vec<OwnedFd> {
