@@ -46,9 +46,7 @@ impl MappedBar {
         // SAFETY: it is in the mapping, aligned, and no Rust reference leads there.
         unsafe { self.start.add(offset).cast::<u32>().read_volatile() }
     }
-}
 
-impl MappedBar {
     /// Writes 2 bytes. The device must decode its memory, or this process gets SIGBUS.
     pub fn write_half(&self, offset: usize, value: u16) {
         assert!(offset.is_multiple_of(2) && offset + 2 <= self.length, "{offset:#x} is outside");

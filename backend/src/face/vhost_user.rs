@@ -143,11 +143,8 @@ impl VhostUserSession {
         let Some(drive) = self.drive.as_ref().filter(|_| self.agreed.contains(Self::DOORBELLS)) else {
             return Vec::new();
         };
-        let wanted = drive.doorbells();
-        let wanted: BTreeMap<_, _> = wanted
-            .into_iter()
-            .filter_map(|(RingIndex(ring), page)| Some((u8::try_from(ring).ok()?, page)))
-            .collect();
+        let named = |(RingIndex(ring), page)| Some((u8::try_from(ring).ok()?, page));
+        let wanted: BTreeMap<u8, DoorbellPage> = drive.doorbells().filter_map(named).collect();
         let taken = self.doorbells.iter().filter(|ring| !wanted.contains_key(ring)).map(|ring| (*ring, None));
         let given = wanted.iter().filter(|(ring, _)| !self.doorbells.contains(ring));
         taken.chain(given.map(|(ring, page)| (*ring, Some(*page)))).collect()

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use protocol::ReceiveError;
 use protocol::features::ProtocolFeatures;
 use protocol::vhost_user::{BackendChannel, BackendRequestNumber, ChannelError, NotifierArea};
+use rustix::io::Errno;
 
 use super::poller::{Interest, Token, Watched};
 use super::{Endpoint, Server};
@@ -46,8 +47,7 @@ impl Server {
     }
 
     fn keep_backend(&mut self, token: Token, owner: Token, mut channel: Watched<BackendChannel>) {
-        let interest = if channel.source.has_unsent() { Interest::Write } else { Interest::Read };
-        if channel.watch_for(interest).is_ok() {
+        if watch_next(&mut channel).is_ok() {
             self.endpoints.insert(token, Endpoint::Backend(owner, channel));
         }
     }
@@ -66,7 +66,7 @@ impl Server {
         if let Some(channel) = channel_of(&mut self.endpoints, owner) {
             // A frontend that does not read has been told often enough.
             let _ = channel.source.config_changed();
-            watch_unsent(channel);
+            let _ = watch_next(channel);
         }
     }
 
@@ -91,7 +91,8 @@ impl Server {
             }
             session.note_doorbell(ring, page.is_some());
         }
-        watch_unsent(channel);
+        // What cannot be watched is not told anything more.
+        let _ = watch_next(channel);
     }
 }
 
@@ -105,9 +106,7 @@ fn channel_of(
     })
 }
 
-/// Has the poller tell when the rest can be sent, if there is one. Without, nothing more is said on this channel.
-fn watch_unsent(channel: &mut Watched<BackendChannel>) {
-    if channel.source.has_unsent() {
-        let _ = channel.watch_for(Interest::Write);
-    }
+/// Has the poller look out for what can be done next: send the rest, or receive.
+fn watch_next(channel: &mut Watched<BackendChannel>) -> Result<(), Errno> {
+    channel.watch_for(if channel.source.has_unsent() { Interest::Write } else { Interest::Read })
 }

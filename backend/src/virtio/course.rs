@@ -14,11 +14,11 @@ mod hardware;
 use std::collections::BTreeMap;
 
 use self::hardware::{Driven, Hardware};
+use super::device_status::DeviceStatus;
 use super::eventfd::Eventfd;
 use super::features::{PROTOCOL_FEATURES, RING_PACKED, for_guest};
 use super::queue_pairs::QueuePairs;
 use super::rings::{Base, Placement, Ring, RingAreas, RingIndex, ring_size};
-use super::transport::DeviceStatus;
 use crate::failure::Failure;
 
 /// The eventfds of a ring that the device has.

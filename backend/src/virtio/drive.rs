@@ -118,8 +118,8 @@ impl Drive {
     }
 
     /// Where the doorbells of the rings are whose kicks are passed on.
-    pub fn doorbells(&self) -> BTreeMap<RingIndex, DoorbellPage> {
-        self.kicks.iter().map(|(ring, kick)| (*ring, kick.doorbell().page())).collect()
+    pub fn doorbells(&self) -> impl Iterator<Item = (RingIndex, DoorbellPage)> {
+        self.kicks.iter().map(|(ring, kick)| (*ring, kick.doorbell().page()))
     }
 
     /// The device was reset by somebody: its rings are gone, and its interrupts down.

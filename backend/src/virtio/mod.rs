@@ -5,7 +5,7 @@
 //!
 //! | module | noun |
 //! |---|---|
-//! | [`capability`], [`transport`], [`device_config`] | where the function's registers are, and what they do |
+//! | [`capability`], [`transport`], [`device_status`], [`device_config`] | where the function's registers are, and what they do |
 //! | [`features`], [`rings`] | what is negotiated, and what a frontend says of its rings |
 //! | [`queue_pairs`], [`control_ring`] | how many rings of a network device are in use, and how it is told |
 //! | [`course`] | what follows from what the frontend says: a pure state machine |
@@ -16,6 +16,7 @@ pub mod capability;
 pub mod control_ring;
 pub mod course;
 pub mod device_config;
+pub mod device_status;
 pub mod doorbell;
 pub mod drive;
 pub mod eventfd;
@@ -27,10 +28,11 @@ pub mod rings;
 pub mod transport;
 
 pub use self::course::{Action, Course, Wire};
+pub use self::device_status::DeviceStatus;
 pub use self::doorbell::DoorbellPage;
 pub use self::drive::Drive;
 pub use self::eventfd::Eventfd;
 pub use self::kick::Relay;
 pub use self::queue_pairs::QueuePairs;
 pub use self::rings::{Base, RingAreas, RingIndex};
-pub use self::transport::{DeviceStatus, VirtioFunction};
+pub use self::transport::VirtioFunction;

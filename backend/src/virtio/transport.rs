@@ -10,12 +10,9 @@ use std::time::{Duration, Instant};
 
 use vfio::config_space::command;
 use vfio::{CallError, ConfigSpace, Device, Iova, PciAddress, RegionIndex};
-use virtio_bindings::virtio_config::{
-    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
-    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
-};
 
 use super::capability::{Structure, Structures};
+use super::device_status::DeviceStatus;
 use super::doorbell::{Doorbell, page_size};
 use super::features;
 use super::queue_pairs::QueuePairs;
@@ -45,52 +42,12 @@ mod common {
 }
 
 /// No vector, and what a device answers that has none left.
-pub const NO_VECTOR: u16 = 0xffff;
+pub(super) const NO_VECTOR: u16 = 0xffff;
 /// The id of a network device's function (Virtio 1.3, 4.1.2.1).
 const NETWORK_DEVICE: u16 = 0x1041;
 /// A device in hardware may take its time to reset.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(1);
-
-/// Bits of the device's status (Virtio 1.3, 2.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeviceStatus(pub u8);
-
-impl DeviceStatus {
-    /// The device was noticed.
-    pub const ACKNOWLEDGE: Self = Self(bit(VIRTIO_CONFIG_S_ACKNOWLEDGE));
-    /// Somebody knows how to drive it.
-    pub const DRIVER: Self = Self(bit(VIRTIO_CONFIG_S_DRIVER));
-    /// It may begin.
-    pub const DRIVER_OK: Self = Self(bit(VIRTIO_CONFIG_S_DRIVER_OK));
-    /// Features are agreed on.
-    pub const FEATURES_OK: Self = Self(bit(VIRTIO_CONFIG_S_FEATURES_OK));
-    /// It cannot go on.
-    pub const NEEDS_RESET: Self = Self(bit(VIRTIO_CONFIG_S_NEEDS_RESET));
-
-    /// Whether all bits of `other` are there.
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// With the bits of `other`.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Without the bits of `other`.
-    #[must_use]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-}
-
-/// The headers have them as words.
-const fn bit(constant: u32) -> u8 {
-    let [bits, ..] = constant.to_le_bytes();
-    bits
-}
 
 /// A virtio function whose structures are known.
 pub struct VirtioFunction {

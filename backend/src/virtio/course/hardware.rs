@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use super::{Action, Course, Wire};
 use crate::failure::Failure;
+use crate::virtio::device_status::DeviceStatus;
 use crate::virtio::features::{NET_CONTROL_RING, PROTOCOL_FEATURES, RING_RESET};
 use crate::virtio::queue_pairs::QueuePairs;
 use crate::virtio::rings::{Placement, Ring, RingIndex};
-use crate::virtio::transport::DeviceStatus;
 
 /// What the device has.
 #[derive(Clone, Debug, PartialEq, Eq)]

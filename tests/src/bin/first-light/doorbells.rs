@@ -14,7 +14,7 @@ use vhost_device_vfio_tests::server_process::{PATIENCE, ServerProcess, server_bi
 use vhost_device_vfio_tests::vmm::Vmm;
 
 use super::SECOND;
-use super::rings::{ALL, Disk, Machine};
+use super::disk::{ALL, Disk, Machine};
 
 const PAGE: usize = 0x1000;
 const LENDING: ProtocolFeatures =

@@ -4,57 +4,30 @@
 //! hardware's.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 
-use protocol::extension::{Cookie, DeviceFlags, Face};
 use protocol::features::VirtioFeatures;
 use protocol::vhost_user::{FrontendError, Vring};
 use rustix::io::Errno;
 use vhost_device_vfio_tests::guest_memory::GuestMemory;
 use vhost_device_vfio_tests::interrupt::Interrupt;
-use vhost_device_vfio_tests::network::{MEMORY, Network, ONE_PAIR, TWO_PAIRS};
+use vhost_device_vfio_tests::network::{Network, ONE_PAIR, TWO_PAIRS};
 use vhost_device_vfio_tests::server_process::wait_until;
-use vhost_device_vfio_tests::vmm::Vmm;
 
-use super::FIRST;
+use super::disk::{Machine, errno};
 
 const CONTROL: u8 = 4;
 const BEGINNING: [u32; 4] = [0; 4];
 
-/// A VMM with the device, which a frontend can connect to.
-struct Machine {
-    vmm: Vmm,
-    memory: GuestMemory,
-}
-
-impl Machine {
-    fn new() -> Self {
-        let mut vmm = Vmm::start();
-        vmm.add(1, FIRST).unwrap();
-        Self { vmm, memory: GuestMemory::new(0, MEMORY) }
-    }
-
-    fn connect(&mut self) -> Network<'_> {
-        let (near, far) = UnixStream::pair().unwrap();
-        let control = &mut self.vmm.control;
-        let mut is_free = || control.device_info(Cookie(1)).unwrap().flags.0 & DeviceFlags::SERVED.0 == 0;
-        assert!(wait_until(&mut is_free));
-        control.serve(Cookie(1), Face::VhostUser, far).unwrap();
-        Network::connect(near, &self.memory)
-    }
-}
-
-fn errno<T>(result: Result<T, FrontendError>) -> Errno {
-    match result {
-        Err(FrontendError::Refused { errno: Some(errno), .. }) => errno,
-        Err(other) => panic!("{other} instead of a refusal"),
-        Ok(_) => panic!("done instead of refused"),
-    }
+/// A frontend, once nobody else has the device.
+fn connect(machine: &mut Machine) -> Network<'_> {
+    machine.wait_until_free();
+    let socket = machine.socket();
+    Network::connect(socket, &machine.memory)
 }
 
 pub(crate) fn frames_of_a_pair_arrive_while_it_is_enabled() {
     let mut machine = Machine::new();
-    let mut network = machine.connect();
+    let mut network = connect(&mut machine);
     network.start(TWO_PAIRS, 1, BEGINNING).unwrap();
     network.find_other();
     network.expect_works(0, b"pair-0-a");
@@ -74,7 +47,7 @@ pub(crate) fn frames_of_a_pair_arrive_while_it_is_enabled() {
 
 pub(crate) fn pairs_go_on_after_a_pause() {
     let mut machine = Machine::new();
-    let mut network = machine.connect();
+    let mut network = connect(&mut machine);
     network.start(TWO_PAIRS, 2, BEGINNING).unwrap();
     network.find_other();
     for mark in [b"pause--0", b"pause--1", b"pause--2"] {
@@ -87,7 +60,7 @@ pub(crate) fn pairs_go_on_after_a_pause() {
 
 pub(crate) fn pairs_begin_anew_after_a_reset() {
     let mut machine = Machine::new();
-    let mut network = machine.connect();
+    let mut network = connect(&mut machine);
     network.start(TWO_PAIRS, 2, BEGINNING).unwrap();
     network.find_other();
     network.expect_works(1, b"before--");
@@ -101,7 +74,7 @@ pub(crate) fn pairs_begin_anew_after_a_reset() {
 
 pub(crate) fn a_frontend_that_wants_one_pair_gets_it() {
     let mut machine = Machine::new();
-    let mut network = machine.connect();
+    let mut network = connect(&mut machine);
     network.start(ONE_PAIR, 1, BEGINNING).unwrap();
     network.find_other();
     network.expect_works(0, b"one-pair");
@@ -110,10 +83,10 @@ pub(crate) fn a_frontend_that_wants_one_pair_gets_it() {
 /// QEMU's devices keep the queues that were agreed on last through a reset.
 pub(crate) fn a_frontend_after_one_with_one_pair_has_two() {
     let mut machine = Machine::new();
-    let mut network = machine.connect();
+    let mut network = connect(&mut machine);
     network.start(ONE_PAIR, 1, BEGINNING).unwrap();
     drop(network);
-    let mut network = machine.connect();
+    let mut network = connect(&mut machine);
     assert_eq!(network.frontend.queue_number().unwrap(), 5);
     network.start(TWO_PAIRS, 2, BEGINNING).unwrap();
     network.find_other();
@@ -122,7 +95,7 @@ pub(crate) fn a_frontend_after_one_with_one_pair_has_two() {
 
 pub(crate) fn the_control_ring_is_refused_to_who_has_left_it() {
     let mut machine = Machine::new();
-    let mut network = machine.connect();
+    let mut network = connect(&mut machine);
     network.start(TWO_PAIRS, 2, BEGINNING).unwrap();
     let ((_kick, kick), (_call, call)) = (Interrupt::new(), Interrupt::new());
     let (kick, call) = (kick.as_fd(), call.as_fd());
@@ -133,7 +106,7 @@ pub(crate) fn the_control_ring_is_refused_to_who_has_left_it() {
     network.expect_works(1, b"goes-on-");
     drop(network);
     // Who acknowledges it may have it.
-    let mut network = machine.connect();
+    let mut network = connect(&mut machine);
     network.start(VirtioFeatures(TWO_PAIRS.0 | 1 << 17), 1, BEGINNING).unwrap();
     network.frontend.start_vring(CONTROL, &vring).unwrap();
     network.frontend.set_vring_enable(CONTROL, true).unwrap();
@@ -159,7 +132,7 @@ fn taken(network: &mut Network<'_>) -> Option<u64> {
 
 pub(crate) fn the_control_rings_memory_is_no_guest_memory() {
     let mut machine = Machine::new();
-    let mut network = machine.connect();
+    let mut network = connect(&mut machine);
     assert_eq!(taken(&mut network), None, "nothing is mapped before the device is started");
     network.start(TWO_PAIRS, 2, BEGINNING).unwrap();
     let place = taken(&mut network).expect("the page is somewhere");
@@ -177,5 +150,5 @@ pub(crate) fn the_control_rings_memory_is_no_guest_memory() {
     let refused = started.and_then(|()| network.frontend.set_status(0xf));
     assert_eq!(errno(refused), Errno::FAULT);
     drop(network);
-    assert_eq!(taken(&mut machine.connect()), None, "it goes with its client");
+    assert_eq!(taken(&mut connect(&mut machine)), None, "it goes with its client");
 }

@@ -12,7 +12,7 @@ use vhost_device_vfio_tests::guest_memory::GuestMemory;
 use vhost_device_vfio_tests::server_process::wait_until;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::rings::{MEMORY, Machine, PATTERN, RING, USER, VERSION_1};
+use super::disk::{MEMORY, Machine, PATTERN, RING, USER, VERSION_1};
 
 /// Capacity in the configuration of a disk, 8 bytes.
 const CAPACITY: &[u8] = &[0; 8];

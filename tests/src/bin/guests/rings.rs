@@ -22,6 +22,23 @@ fn expect_keeps(guest: &mut Guest, mebibytes: u32, between: impl FnOnce(&mut Gue
     assert_eq!(guest.run(&reading(VIRTIO, mebibytes)), sum);
 }
 
+fn boot_with_two_processors(passthrough: &Passthrough) -> Guest {
+    Guest::boot_with(passthrough, &Settings { more_processors: 1, ..Settings::default() })
+}
+
+fn expect_nothing_refused_or_lost(passthrough: &Passthrough) {
+    let log = passthrough.servers().map(LaunchedVm::log).unwrap_or_default();
+    assert!(!log.contains("event=refused") && !log.contains("event=rings-lost"), "{log}");
+}
+
+/// That there are two rings of a kind, and that each has interrupted one of two processors.
+fn expect_two_interrupting(guest: &mut Guest, rings: &str) {
+    let interrupts = guest.run(&format!("grep 'virtio.*-{rings}\\.' /proc/interrupts"));
+    assert_eq!(interrupts.lines().count(), 2, "{interrupts}");
+    let has_come = |line: &str| line.split_whitespace().skip(1).take(2).any(|count| count != "0");
+    assert!(interrupts.lines().all(has_come), "{interrupts}");
+}
+
 pub(crate) fn a_guest_reads_back_what_hardware_rings_wrote(stage: &Stage) {
     stage.with_guest(|guest, _| expect_keeps(guest, MUCH, |_| {}));
 }
@@ -42,28 +59,20 @@ pub(crate) fn hardware_rings_work_after_every_reset_of_their_guest(stage: &Stage
 pub(crate) fn hardware_rings_go_on_after_pauses(stage: &Stage) {
     stage.with_guest(|guest, passthrough| {
         expect_survives_pauses(guest, VIRTIO);
-        // Nothing was refused, and nothing lost.
-        let log = passthrough.servers().map(LaunchedVm::log).unwrap_or_default();
-        assert!(!log.contains("event=refused") && !log.contains("event=rings-lost"), "{log}");
+        expect_nothing_refused_or_lost(passthrough);
     });
 }
 
 pub(crate) fn each_processor_has_a_hardware_ring(stage: &Stage) {
     stage.with_passthrough(|passthrough, guest| {
         drop(guest);
-        let two_processors = Settings { more_processors: 1, ..Settings::default() };
-        let mut guest = Guest::boot_with(passthrough, &two_processors);
+        let mut guest = boot_with_two_processors(passthrough);
         expect_keeps(&mut guest, LITTLE, |_| {});
         for processor in 0..2 {
             let read = format!("dd if={VIRTIO} of=/dev/null bs=4k count=8 iflag=direct");
             guest.run(&format!("taskset -c {processor} {read}"));
         }
-        let interrupts = guest.run("grep 'virtio.*-req\\.' /proc/interrupts");
-        assert_eq!(interrupts.lines().count(), 2, "{interrupts}");
-        assert!(
-            interrupts.lines().all(|line| !line.split_whitespace().skip(1).take(2).all(|count| count == "0")),
-            "{interrupts}"
-        );
+        expect_two_interrupting(&mut guest, "req");
         None
     });
 }
@@ -151,28 +160,24 @@ fn expect_packets(guest: &mut Guest, number: usize) {
 pub(crate) fn each_processor_has_a_queue_pair_of_the_hardware(stage: &Stage) {
     stage.clear();
     let passthrough = Passthrough::new(Way::Rings, &[FIRST]).with_queue_pairs(2);
-    let two_processors = Settings { more_processors: 1, ..Settings::default() };
-    let mut guest = Guest::boot_with(&passthrough, &two_processors);
+    let mut guest = boot_with_two_processors(&passthrough);
     expect_both_pairs(&mut guest);
     guest.reset();
     expect_both_pairs(&mut guest);
-    let log = passthrough.servers().map(LaunchedVm::log).unwrap_or_default();
-    assert!(!log.contains("event=refused") && !log.contains("event=rings-lost"), "{log}");
+    expect_nothing_refused_or_lost(&passthrough);
 }
 
 pub(crate) fn packed_rings_carry_packets(stage: &Stage) {
     stage.clear();
     let passthrough = Passthrough::new(Way::Rings, &[FIRST]).with_queue_pairs(2).with_packed_rings();
-    let two_processors = Settings { more_processors: 1, ..Settings::default() };
-    let mut guest = Guest::boot_with(&passthrough, &two_processors);
+    let mut guest = boot_with_two_processors(&passthrough);
     let features = guest.run("cat /sys/bus/virtio/drivers/virtio_net/virtio*/features");
     assert_eq!(features.as_bytes().get(34), Some(&b'1'), "they are not packed: {features}");
     expect_both_pairs(&mut guest);
     guest.qmp.execute("stop", &json!({}));
     guest.qmp.execute("cont", &json!({}));
     guest.run("ping -c 3 -W 10 10.0.2.2");
-    let log = passthrough.servers().map(LaunchedVm::log).unwrap_or_default();
-    assert!(!log.contains("event=refused") && !log.contains("event=rings-lost"), "{log}");
+    expect_nothing_refused_or_lost(&passthrough);
 }
 
 fn expect_both_pairs(guest: &mut Guest) {
@@ -182,10 +187,7 @@ fn expect_both_pairs(guest: &mut Guest) {
     for processor in 0..2 {
         guest.run(&format!("taskset -c {processor} ping -c 3 -W 10 10.0.2.2"));
     }
-    let interrupts = guest.run("grep 'virtio.*-input\\.' /proc/interrupts");
-    assert_eq!(interrupts.lines().count(), 2, "{interrupts}");
-    let has_come = |line: &str| line.split_whitespace().skip(1).take(2).any(|count| count != "0");
-    assert!(interrupts.lines().all(has_come), "{interrupts}");
+    expect_two_interrupting(guest, "input");
 }
 
 /// QEMU maps a doorbell that it was given over where the guest's driver rings.

@@ -355,10 +355,7 @@ fn nvme() -> Layout {
 
 fn virtio_block() -> Layout {
     Layout {
-        bars: vec![
-            Bar { index: 1, kind: BarKind::Memory32, address: 0xfe84_0000, size: 0x1000 },
-            Bar { index: 4, kind: BarKind::PrefetchableMemory64, address: 0xfd00_0000, size: 0x80_0000 },
-        ],
+        bars: virtio_bars(0xfe84_0000, 0xfd00_0000, virtio::PAGED_DOORBELLS),
         capabilities: virtio_capabilities(3, virtio::PAGED_DOORBELLS),
         ..Layout::express(0x1af4, 0x1042, 0x01_0000, 1)
     }
@@ -366,10 +363,7 @@ fn virtio_block() -> Layout {
 
 fn virtio_net() -> Layout {
     Layout {
-        bars: vec![
-            Bar { index: 1, kind: BarKind::Memory32, address: 0xfe84_1000, size: 0x1000 },
-            Bar { index: 4, kind: BarKind::PrefetchableMemory64, address: 0xfd80_0000, size: 0x4000 },
-        ],
+        bars: virtio_bars(0xfe84_1000, 0xfd80_0000, virtio::DENSE_DOORBELLS),
         rom: Some(Rom { address: 0xfe80_0000, size: 0x4_0000 }),
         capabilities: virtio_capabilities(4, virtio::DENSE_DOORBELLS),
         ..Layout::express(0x1af4, 0x1041, 0x02_0000, 1)
@@ -379,10 +373,7 @@ fn virtio_net() -> Layout {
 /// A network device of two queue pairs, with a vector for each queue.
 fn virtio_queues() -> Layout {
     Layout {
-        bars: vec![
-            Bar { index: 1, kind: BarKind::Memory32, address: 0xfe44_0000, size: 0x1000 },
-            Bar { index: 4, kind: BarKind::PrefetchableMemory64, address: 0xfe80_0000, size: 0x4000 },
-        ],
+        bars: virtio_bars(0xfe44_0000, 0xfe80_0000, virtio::DENSE_DOORBELLS),
         rom: Some(Rom { address: 0xfe40_0000, size: 0x4_0000 }),
         capabilities: virtio_capabilities(6, virtio::DENSE_DOORBELLS),
         ..virtio_net()
@@ -391,13 +382,19 @@ fn virtio_queues() -> Layout {
 
 fn virtio_entropy() -> Layout {
     Layout {
-        bars: vec![
-            Bar { index: 1, kind: BarKind::Memory32, address: 0xfe40_0000, size: 0x1000 },
-            Bar { index: 4, kind: BarKind::PrefetchableMemory64, address: 0xfe80_0000, size: 0x4000 },
-        ],
+        bars: virtio_bars(0xfe40_0000, 0xfe80_0000, virtio::DENSE_DOORBELLS),
         capabilities: virtio_capabilities(2, virtio::DENSE_DOORBELLS),
         ..Layout::express(0x1af4, 0x1044, 0x00_ff00, 1)
     }
+}
+
+/// The tables of MSI-X, and the structures, of which the doorbells are the last.
+fn virtio_bars(tables: u32, structures: u32, spacing: u32) -> Vec<Bar> {
+    let size = if spacing == virtio::PAGED_DOORBELLS { 0x80_0000 } else { 0x4000 };
+    vec![
+        Bar { index: 1, kind: BarKind::Memory32, address: tables, size: 0x1000 },
+        Bar { index: 4, kind: BarKind::PrefetchableMemory64, address: structures, size },
+    ]
 }
 
 fn virtio_capabilities(vectors: u16, spacing: u32) -> Vec<(u8, Capability)> {
